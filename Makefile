@@ -1,0 +1,34 @@
+# Two commands do everything on a fresh machine: `make train` and `make test`. Both set up .venv first if needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PPO_FAST_BUILD ?= auto
+
+.PHONY: train test test-full bench lint clean
+
+train: $(READY)  ## train Ant-v5, or what ARGS says: make train ARGS="--env Hopper-v5"
+	$(BIN)/python -m ppo_fast.train $(ARGS)
+
+test: $(READY)  ## the tests, every kernel backend required
+	$(BIN)/python -m pytest tests -m "not slow" --require-backends=cpp,numba $(ARGS)
+
+test-full: $(READY)  ## the tests, those that train for minutes included
+	$(BIN)/python -m pytest tests --require-backends=cpp,numba $(ARGS)
+
+bench: $(READY)  ## env steps per second and kernel timings
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The compiled core is part of the installation, so a change of its sources installs again.
+$(READY): pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info ppo_fast/_core*.so ppo_fast/_build_info.json
