@@ -1,0 +1,80 @@
+"""The PPO losses, one function per formula of the notebook, in torch so that autograd differentiates them.
+
+M rows that count (reset rows have been dropped before) · A actions. Works in float32 and float64 alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
+    """Compute log π(a|s) of a diagonal Gaussian.
+
+        log π(a|s) = Σ_i [ −½ ((a_i − μ_i) / σ_i)² − log σ_i − ½ log 2π ]
+
+    Args:
+        mean: (M, A) μ(s).
+        log_std: (A,) log σ, the same in every state.
+        actions: (M, A) the action as it was sampled, before any clipping to the environment's range.
+
+    Returns:
+        (M,).
+    """
+    std = torch.exp(log_std)
+    per_action = -0.5 * ((actions - mean) / std) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
+    return per_action.sum(dim=1)
+
+
+def gaussian_entropy(log_std: Tensor) -> Tensor:
+    """Compute the entropy of a diagonal Gaussian, H = Σ_i [ log σ_i + ½ log 2πe ], a scalar."""
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+
+
+def normalize_advantages(advantages: Tensor) -> Tensor:
+    """Shift and scale advantages (M,) to mean 0 and (population) standard deviation 1."""
+    centred = advantages - advantages.mean()
+    return centred / (torch.sqrt((centred**2).mean()) + 1e-8)
+
+
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
+    """Compute PPO's objective, to be maximised.
+
+        L^CLIP = mean( min( r A, clip(r, 1 − ε, 1 + ε) A ) )
+
+    Where A >= 0 the gain stops growing at r = 1 + ε, where A < 0 at r = 1 − ε: there the gradient is 0.
+
+    Args:
+        ratio: (M,) r = π(a|s) / π_old(a|s).
+        advantages: (M,).
+        clip_coef: ε.
+
+    Source: Schulman et al., arXiv:1707.06347, eq. 7.
+    """
+    clipped = torch.clamp(ratio, 1 - clip_coef, 1 + clip_coef)
+    return torch.minimum(ratio * advantages, clipped * advantages).mean()
+
+
+def value_loss(values: Tensor, returns: Tensor) -> Tensor:
+    """Compute ½ mean((V − R)²)."""
+    return 0.5 * ((values - returns) ** 2).mean()
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_coef: float) -> Tensor:
+    """Compute ½ mean(max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²)).
+
+    Source: the first public PPO code; Engstrom et al., arXiv:2005.12729, §3, found no gain from it.
+    """
+    near = old_values + torch.clamp(values - old_values, -clip_coef, clip_coef)
+    return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2).mean()
+
+
+def approx_kl(log_ratio: Tensor) -> Tensor:
+    """Estimate KL(π_old || π) by mean(r − 1 − log r), unbiased and never negative, from log r (M,).
+
+    Source: Schulman, "Approximating KL divergence", 2020, estimator k3.
+    """
+    return (torch.exp(log_ratio) - 1 - log_ratio).mean()
