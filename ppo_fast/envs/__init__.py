@@ -1,0 +1,155 @@
+"""Everything that knows a simulator, behind one contract (:mod:`ppo_fast.envs.base`).
+
+>>> env = make("Ant-v5", num_envs=64, seed=1)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ppo_fast.envs.base import EnvSpec, VectorEnv
+from ppo_fast.errors import BackendError, ConfigError, EnvError, did_you_mean
+
+if TYPE_CHECKING:
+    import gymnasium
+
+__all__ = ["ENVPOOL_TASKS", "EnvSpec", "VectorEnv", "known_env_ids", "make", "resolve_backend", "spec"]
+
+#: The tasks whose EnvPool version is checked against Gymnasium, to the bit (``tests/envs/test_alignment.py``).
+ENVPOOL_TASKS = (
+    "Ant-v5",
+    "HalfCheetah-v5",
+    "Hopper-v5",
+    "Humanoid-v5",
+    "HumanoidStandup-v5",
+    "InvertedDoublePendulum-v5",
+    "InvertedPendulum-v5",
+    "Pusher-v5",
+    "Reacher-v5",
+    "Swimmer-v5",
+    "Walker2d-v5",
+)
+
+
+def make(
+    env_id: str,
+    num_envs: int,
+    *,
+    seed: int,
+    backend: str = "auto",
+    num_threads: int = 0,
+    first_env: int = 0,
+    purpose: int = 0,
+    vectorization: str = "sync",
+) -> VectorEnv:
+    """Make ``num_envs`` environments; the caller closes them.
+
+    Args:
+        env_id: registry name, or ``'module:Name-v0'`` to import the module that registers it.
+        num_envs: N >= 1.
+        seed: run seed, 0 <= seed < 2**64.
+        backend: ``'auto'``, ``'envpool'`` or ``'gymnasium'``; see :func:`resolve_backend`.
+        num_threads: EnvPool's threads; 0 for as many as help. Gymnasium has none.
+        first_env: global index of environment 0, where processes share a run.
+        purpose: 0 training, 1 evaluation; separates their seeds.
+        vectorization: ``'sync'`` (this process) or ``'async'`` (one spawned process per environment), Gymnasium only.
+
+    Raises:
+        ConfigError: a number or name is out of range.
+        EnvError: the environment is unknown or its spaces are not supported.
+        BackendError: the backend asked for by name cannot be had.
+    """
+    _at_least("num_envs", num_envs, 1)
+    _at_least("num_threads", num_threads, 0)
+    if vectorization not in ("sync", "async"):
+        raise ConfigError(f"vectorization must be 'sync' or 'async', got {vectorization!r}")
+    name, _ = resolve_backend(env_id, backend)
+    if name == "envpool":
+        from ppo_fast.envs.envpool import EnvPoolVectorEnv
+
+        return EnvPoolVectorEnv(
+            env_id, num_envs, seed=seed, num_threads=num_threads, first_env=first_env, purpose=purpose
+        )
+    from ppo_fast.envs.gymnasium import GymnasiumVectorEnv
+
+    return GymnasiumVectorEnv(
+        env_id, num_envs, seed=seed, first_env=first_env, purpose=purpose, vectorization=vectorization
+    )
+
+
+def resolve_backend(env_id: str, backend: str) -> tuple[str, str]:
+    """Decide which simulator steps ``env_id``, and say why.
+
+    Returns:
+        ``('envpool' | 'gymnasium', reason)``.
+
+    Raises:
+        ConfigError: ``backend`` is no backend.
+        EnvError: the environment is unknown, or EnvPool was asked for by name and does not have it.
+        BackendError: EnvPool was asked for by name and cannot be imported.
+    """
+    if backend not in ("auto", "envpool", "gymnasium"):
+        raise ConfigError(f"env_backend must be 'auto', 'envpool' or 'gymnasium', got {backend!r}")
+    registered_spec(env_id)
+    if backend == "gymnasium":
+        return "gymnasium", "asked for by name"
+    if env_id not in ENVPOOL_TASKS:
+        if backend == "envpool":
+            raise EnvError(f"the EnvPool backend does not step {env_id!r}; it steps {', '.join(ENVPOOL_TASKS)}")
+        return "gymnasium", f"{env_id} is not among the tasks that the EnvPool backend steps"
+    from ppo_fast.envs.envpool import import_envpool
+
+    try:
+        import_envpool()
+    except BackendError as error:
+        if backend == "envpool":
+            raise
+        return "gymnasium", str(error)
+    return "envpool", "asked for by name" if backend == "envpool" else f"EnvPool steps {env_id}"
+
+
+def spec(env_id: str, backend: str = "auto") -> EnvSpec:
+    """Describe ``env_id`` as ``backend`` steps it, without a pool; raises what :func:`make` raises."""
+    name, _ = resolve_backend(env_id, backend)
+    if name == "envpool":
+        from ppo_fast.envs.envpool import envpool_spec
+
+        return envpool_spec(env_id)
+    from ppo_fast.envs.gymnasium import gymnasium_spec
+
+    return gymnasium_spec(env_id)
+
+
+def known_env_ids() -> list[str]:
+    """Return the environments that can be named: Gymnasium's registry and EnvPool's tasks."""
+    import gymnasium
+
+    return sorted({*gymnasium.registry, *ENVPOOL_TASKS})
+
+
+def registered_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
+    """Return Gymnasium's registry entry.
+
+    Raises:
+        EnvError: there is none; the message names near matches.
+    """
+    import gymnasium
+
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise EnvError(f"environment {env_id!r}: module {module!r} cannot be imported ({error})") from error
+    entry = gymnasium.registry.get(name)
+    if entry is None:
+        known = known_env_ids()
+        hint = did_you_mean(name, known) or f"; known are {', '.join(ENVPOOL_TASKS)} and what Gymnasium registers"
+        raise EnvError(f"unknown environment {env_id!r}{hint}")
+    return entry
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be an integer >= {least}, got {value!r}")

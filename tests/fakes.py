@@ -1,0 +1,222 @@
+"""Environments whose every number is known, behind the same door as the real ones.
+
+Axes: N environments · S states. Both keep the contract of :mod:`ppo_fast.envs.base` (next-step autoreset). As a hostile
+simulator might, they report ``reset_row_reward`` on reset rows: the door has to zero it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo_fast.envs.base import Bool, CheckedVectorEnv, EnvSpec, Float32
+
+TERMINATES, TRUNCATES, BOTH = "terminates", "truncates", "both"
+
+
+class FakeVectorEnv(CheckedVectorEnv):
+    """Bookkeeping common to the fakes: episode number and time of every environment, injected NaN, received actions.
+
+    Attributes:
+        time: (N,) int64, steps taken in the running episode.
+        episode: (N,) int64, episodes begun since the first reset, minus one.
+        received: the actions of every step so far, as they reached the simulator, each (N, A) float32.
+
+    Args:
+        num_envs: N.
+        obs_dim: D.
+        act_dim: A.
+        action_range: (low, high) of every action component.
+        max_episode_steps: the time limit that the spec declares.
+        nan_reward_at: (index of the ``step`` call from 0, env): that reward becomes NaN.
+        reset_row_reward: what the "simulator" says of a reset row.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        obs_dim: int,
+        act_dim: int,
+        *,
+        action_range: tuple[float, float] = (-1.0, 1.0),
+        max_episode_steps: int | None = None,
+        nan_reward_at: tuple[int, int] | None = None,
+        reset_row_reward: float = -777.0,
+    ) -> None:
+        low, high = (np.full(act_dim, bound, np.float64) for bound in action_range)
+        spec = EnvSpec(f"{type(self).__name__}-v0", "fake", obs_dim, act_dim, low, high, max_episode_steps)
+        super().__init__(spec, num_envs)
+        self.env_index = np.arange(num_envs)
+        self.nan_reward_at = nan_reward_at
+        self.reset_row_reward = reset_row_reward
+        self.steps = 0
+        self.episode = np.full(num_envs, -1, np.int64)
+        self.time = np.zeros(num_envs, np.int64)
+        self.received: list[NDArray[np.float32]] = []
+        self._was_done = np.zeros(num_envs, np.bool_)
+
+    def _reset(self, obs: Float32) -> None:
+        self.episode += 1
+        self.time[:] = 0
+        self._was_done[:] = False
+        self._begin(np.ones(self.num_envs, np.bool_))
+        self._observe(obs)
+
+    def _step(
+        self, actions: Float32, obs: Float32, rewards: Float32, terminated: Bool, truncated: Bool, valid: Bool
+    ) -> None:
+        self.received.append(actions.copy())
+        valid[:] = ~self._was_done
+        self.episode += self._was_done
+        self.time = np.where(valid, self.time + 1, 0)
+        self._begin(self._was_done)
+        self._advance(valid)
+        self._observe(obs)
+        rewards[:] = np.where(valid, self._reward(), self.reset_row_reward)
+        ends, cuts = self._ends()
+        terminated[:] = ends & valid
+        truncated[:] = cuts & valid
+        if self.nan_reward_at is not None and self.nan_reward_at[0] == self.steps:
+            rewards[self.nan_reward_at[1]] = np.nan
+        self._was_done = terminated | truncated
+        self.steps += 1
+
+    def _close(self, *, interrupted: bool) -> None:
+        pass
+
+    def _begin(self, starting: Bool) -> None:
+        """Put the environments where ``starting`` into the first state of their episode."""
+
+    def _advance(self, moving: Bool) -> None:
+        """Move the environments where ``moving`` by one transition; ``time`` has been counted."""
+
+    @abstractmethod
+    def _observe(self, obs: Float32) -> None:
+        """Write the (N, D) observation."""
+
+    @abstractmethod
+    def _reward(self) -> NDArray[Any]:
+        """Return the (N,) reward of the transition just taken."""
+
+    @abstractmethod
+    def _ends(self) -> tuple[Bool, Bool]:
+        """Return (N,) terminated and (N,) truncated for the transition just taken."""
+
+
+class CountingEnv(FakeVectorEnv):
+    """Observation and reward say which environment and what time it is, so a misplaced row shows itself.
+
+        obs    = (env, episode, time, 0, ...)
+        reward = 1000 · env + time              of the transition that arrives at ``time``; exact in float32
+
+    An episode of environment e has ``episode_lengths[e % len]`` steps. How it ends turns through ``endings`` with
+    (env + episode): terminated, truncated, both.
+
+    Args:
+        num_envs: N.
+        episode_lengths: steps per episode, cycled over the environments.
+        endings: out of TERMINATES, TRUNCATES, BOTH, cycled.
+        obs_dim: D >= 3.
+        act_dim: A.
+        options: of :class:`FakeVectorEnv`.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        episode_lengths: Sequence[int] = (5, 3, 1, 7),
+        endings: Sequence[str] = (TERMINATES, TRUNCATES, BOTH),
+        obs_dim: int = 3,
+        act_dim: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_envs, obs_dim, act_dim, **options)
+        self.lengths = np.resize(np.asarray(episode_lengths), num_envs)
+        self.endings = np.asarray(endings)
+
+    def episode_return(self, env: int) -> float:
+        """Return the return of a whole episode of ``env``: sum of 1000 · env + t over t = 1 ... length."""
+        length = int(self.lengths[env])
+        return 1000.0 * env * length + length * (length + 1) / 2
+
+    def _observe(self, obs: Float32) -> None:
+        obs[:] = 0.0
+        obs[:, 0], obs[:, 1], obs[:, 2] = self.env_index, self.episode, self.time
+
+    def _reward(self) -> NDArray[Any]:
+        return 1000.0 * self.env_index + self.time
+
+    def _ends(self) -> tuple[Bool, Bool]:
+        done = self.time >= self.lengths
+        how = self.endings[(self.env_index + self.episode) % len(self.endings)]
+        return done & (how != TRUNCATES), done & (how != TERMINATES)
+
+
+class ChainEnv(FakeVectorEnv):
+    """A walk along S states that no action can change, whose value function is known in closed form.
+
+    The observation is the state, one-hot. Every transition pays ``reward``. Episode k of environment e starts in state
+    (e + k) mod S. A time limit cuts episodes that the walk has not ended; it is no part of the MDP, and the observation
+    does not show the time, so a value function that is right must ignore it.
+
+    * ``terminal=False``: a ring, 0 → 1 → ... → S-1 → 0. V(s) = reward / (1 - γ) in every state.
+    * ``terminal=True``: the step out of S-1 terminates, with an all-zero final observation.
+      V(s) = reward · (1 - γ^(S-s)) / (1 - γ).
+
+    Args:
+        num_envs: N.
+        num_states: S.
+        reward: of each transition.
+        time_limit: steps after which an episode is cut, None for never.
+        terminal: whether the walk ends after the last state.
+        act_dim: A.
+        options: of :class:`FakeVectorEnv`.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        num_states: int = 4,
+        reward: float = 1.0,
+        time_limit: int | None = 10,
+        terminal: bool = False,
+        act_dim: int = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_envs, num_states, act_dim, max_episode_steps=time_limit, **options)
+        self.reward = reward
+        self.time_limit = time_limit
+        self.terminal = terminal
+        self.state = np.zeros(num_envs, np.int64)
+
+    def values(self, gamma: float) -> NDArray[np.float64]:
+        """Return V, (S,) float64, with the time limit handled as a cut and not as an end."""
+        if not self.terminal:
+            return np.full(self.spec.obs_dim, self.reward / (1.0 - gamma))
+        to_go = self.spec.obs_dim - np.arange(self.spec.obs_dim)
+        return self.reward * (1.0 - gamma**to_go) / (1.0 - gamma)
+
+    def _begin(self, starting: Bool) -> None:
+        first = (self.env_index + self.episode) % self.spec.obs_dim
+        self.state[starting] = first[starting]
+
+    def _advance(self, moving: Bool) -> None:
+        self.state[moving] += 1
+        if not self.terminal:
+            self.state %= self.spec.obs_dim
+
+    def _observe(self, obs: Float32) -> None:
+        np.equal(self.state[:, None], np.arange(self.spec.obs_dim), out=obs, casting="unsafe")
+
+    def _reward(self) -> NDArray[Any]:
+        return np.full(self.num_envs, self.reward)
+
+    def _ends(self) -> tuple[Bool, Bool]:
+        cut = np.zeros(self.num_envs, np.bool_) if self.time_limit is None else self.time >= self.time_limit
+        return self.state >= self.spec.obs_dim, cut
