@@ -1,0 +1,239 @@
+"""One frozen, self-validating dataclass holds every option of a training run.
+
+Hyper-parameter names are CleanRL's. Values are resolved by :func:`ppo_fast.presets.resolve` in the order
+built-in < preset of the task < config file < command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ppo_fast.errors import ConfigError, did_you_mean
+
+ACTIVATIONS = ("tanh", "relu", "elu", "silu")
+SINKS = ("tensorboard", "wandb")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every option of a training run; ``ConfigError`` at construction names the field that is wrong."""
+
+    # --- what to run -------------------------------------------------------------------------------------------------
+    env: str = "Ant-v5"
+    """Gymnasium environment id"""
+    preset: Literal["fast", "sample"] = "fast"
+    """fast: least wall-clock to a good policy; sample: best return at 1M steps"""
+    total_timesteps: int = 1_000_000
+    """real environment steps to train for (reset rows are not counted)"""
+    seed: int = 1
+    """keys every random draw of the run"""
+    run_dir: str = ""
+    """where results go; empty: runs/<env>-<preset>-seed<seed>-<date>"""
+    resume: str = ""
+    """auto: newest good checkpoint of --run-dir, or a fresh start; or a run directory or checkpoint to continue"""
+
+    # --- environments ------------------------------------------------------------------------------------------------
+    num_envs: int = 64
+    """parallel environments"""
+    env_backend: Literal["auto", "envpool", "gymnasium"] = "auto"
+    """what steps the environments; auto: EnvPool where it has the task, else Gymnasium"""
+    env_threads: int = 0
+    """EnvPool worker threads; 0: as many as this process may use"""
+    vectorization: Literal["sync", "async"] = "sync"
+    """Gymnasium only: step in this process, or one process per environment"""
+
+    # --- where and how -----------------------------------------------------------------------------------------------
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """device of the learner; auto: cuda if there is one"""
+    update: Literal["auto", "eager", "compile"] = "auto"
+    """how a minibatch step runs; auto: torch.compile when it pays for its compilation and a compiler works"""
+    kernels: Literal["auto", "cpp", "numba", "reference"] | None = None
+    """backend of the numeric kernels; unset: PPO_FAST_BACKEND, else auto (cpp, then numba, then reference)"""
+    torch_threads: int = 1
+    """intra-op threads of torch; more than 1 was never faster at these sizes"""
+
+    # --- PPO ---------------------------------------------------------------------------------------------------------
+    num_steps: int = 64
+    """steps per environment per rollout (T)"""
+    minibatch_size: int = 1024
+    """rows per optimizer step (M); divides num_envs * num_steps"""
+    update_epochs: int = 5
+    """passes over the batch per update"""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start"""
+    anneal_lr: bool = True
+    """anneal the learning rate linearly to 0 over total_timesteps"""
+    adam_eps: float = 1e-5
+    """Adam's epsilon"""
+    gamma: float = 0.99
+    """discount"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    norm_adv: Literal["none", "batch", "minibatch"] = "minibatch"
+    """over what advantages are normalised to mean 0 and standard deviation 1"""
+    clip_coef: float = 0.2
+    """epsilon of the clipped surrogate"""
+    clip_vloss: bool = False
+    """clip the value loss around the old values"""
+    ent_coef: float = 0.0
+    """weight of the entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss 1/2 (V - R)^2"""
+    max_grad_norm: float = 0.5
+    """bound on the norm of the whole gradient"""
+    target_kl: float | None = None
+    """end the update after an epoch whose mean KL exceeds this"""
+
+    # --- networks and normalisation ----------------------------------------------------------------------------------
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """widths of the hidden layers of actor and critic (separate networks)"""
+    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    """activation of the hidden layers"""
+    log_std_init: float = -0.5
+    """initial log standard deviation of the policy, in units of half the action range"""
+    norm_obs: bool = True
+    """normalise observations by their running moments"""
+    clip_obs: float = 10.0
+    """bound on normalised observations"""
+    norm_reward: bool = True
+    """divide rewards by the running standard deviation of the discounted return"""
+    clip_reward: float = 10.0
+    """bound on scaled rewards"""
+
+    # --- what is written ---------------------------------------------------------------------------------------------
+    eval_every: int = 100_000
+    """environment steps between evaluations; 0: only at the end"""
+    eval_episodes: int = 20
+    """episodes per evaluation (deterministic policy, frozen statistics, raw rewards)"""
+    checkpoint_every: int = 250_000
+    """environment steps between checkpoints; 0: only at the end"""
+    keep_checkpoints: int = 3
+    """how many checkpoints to keep"""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """metric sinks beside metrics.jsonl"""
+    quiet: bool = False
+    """print only the banner, warnings and the result"""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _check_values(self)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per update, B = T * N."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_minibatches(self) -> int:
+        """Optimizer steps per epoch, B / M."""
+        return self.batch_size // self.minibatch_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+FIELDS: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
+
+
+def from_dict(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Check the keys of ``values`` against the fields of ``Config`` and turn lists into tuples.
+
+    Raises:
+        ConfigError: a key is no option; the message names ``source`` and the nearest options.
+    """
+    out: dict[str, Any] = {}
+    for raw_key, value in values.items():
+        key = raw_key.replace("-", "_")
+        if key not in FIELDS:
+            raise ConfigError(f"{source}: unknown option {raw_key!r}{did_you_mean(key, FIELDS)}")
+        out[key] = tuple(value) if isinstance(value, list) else value
+    return out
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file of flat ``option = value`` lines.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, or has an unknown key.
+    """
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as err:
+        raise ConfigError(f"--config {str(path)!r} cannot be read: {err.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise ConfigError(f"--config {str(path)!r} is not TOML: {err}") from None
+    return from_dict(values, source=str(path))
+
+
+def check_types(cfg: Config) -> None:
+    """Raise ``ConfigError`` for a field whose value is not of its annotated type (no silent casts but int -> float)."""
+    hints = typing.get_type_hints(Config)
+    for name, hint in hints.items():
+        value = getattr(cfg, name)
+        if hint is float and type(value) is int:
+            object.__setattr__(cfg, name, float(value))
+        elif not _matches(value, hint):
+            raise ConfigError(f"{name} must be {_describe(hint)}, got {value!r}")
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_matches(value, arg) for arg in typing.get_args(hint))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_matches(item, typing.get_args(hint)[0]) for item in value)
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint  # bool is not accepted where int is meant
+
+
+def _describe(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(arg) for arg in typing.get_args(hint))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_describe(arg) for arg in typing.get_args(hint))
+    if origin is tuple:
+        return f"a list of items that are {_describe(typing.get_args(hint)[0])}"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "unset"}
+    return names.get(hint, str(hint))
+
+
+def _check_values(cfg: Config) -> None:
+    def require(ok: bool, name: str, allowed: str) -> None:
+        if not ok:
+            raise ConfigError(f"{name} must be {allowed}, got {getattr(cfg, name)!r}")
+
+    at_least_1 = "num_envs num_steps minibatch_size update_epochs total_timesteps torch_threads eval_episodes"
+    for name in (*at_least_1.split(), "keep_checkpoints"):
+        require(getattr(cfg, name) >= 1, name, "at least 1")
+    for name in ("env_threads", "eval_every", "checkpoint_every"):
+        require(getattr(cfg, name) >= 0, name, "at least 0")
+    require(0 <= cfg.seed < 2**64, "seed", "in [0, 2**64)")
+    for name in ("learning_rate", "adam_eps", "clip_coef", "max_grad_norm", "clip_obs", "clip_reward"):
+        require(0 < getattr(cfg, name) < math.inf, name, "a finite number above 0")
+    for name in ("ent_coef", "vf_coef"):
+        require(0 <= getattr(cfg, name) < math.inf, name, "a finite number, at least 0")
+    for name in ("gamma", "gae_lambda"):
+        require(0 <= getattr(cfg, name) <= 1, name, "in [0, 1]")
+    require(math.isfinite(cfg.log_std_init), "log_std_init", "finite")
+    require(cfg.target_kl is None or 0 < cfg.target_kl < math.inf, "target_kl", "a finite number above 0, or unset")
+    require(len(cfg.hidden_sizes) >= 1 and min(cfg.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
+    require(len(set(cfg.log)) == len(cfg.log), "log", "a list without repetitions")
+    if cfg.batch_size % cfg.minibatch_size:
+        raise ConfigError(
+            f"minibatch_size must divide num_envs * num_steps = {cfg.num_envs} * {cfg.num_steps} = {cfg.batch_size}, "
+            f"got {cfg.minibatch_size}"
+        )

@@ -1,0 +1,159 @@
+"""Policies as users call them, and honest evaluation: deterministic actions, frozen statistics, raw rewards.
+
+Axes: N rows · D observation · A action · E episodes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppo_fast import checkpoint, envs
+from ppo_fast.config import Config
+from ppo_fast.envs.base import ActionRescaler, EnvSpec
+from ppo_fast.errors import CheckpointError, ShapeError
+from ppo_fast.models import ActorCritic
+from ppo_fast.normalizers import ObsNormalizer
+
+MAX_EPISODE_STEPS = 10_000  # where an environment without a time limit of its own is cut
+EVALUATION = 1  # purpose of the environments' seeds: never those of training
+
+
+class Policy:
+    """A policy with its normaliser inside: raw observations in, deterministic actions out."""
+
+    def __init__(self, model: ActorCritic, flat: Tensor, normalizer: ObsNormalizer, spec: EnvSpec) -> None:
+        self.model, self.normalizer, self.spec = model, normalizer, spec
+        self.flat = flat.detach().cpu().clone()
+        self._params = model.params(self.flat)
+
+    @torch.no_grad()
+    def mean(self, obs: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the mean action in policy units, (N, A) float32, for raw observations (N, D).
+
+        Raises:
+            ShapeError: ``obs`` is not (N, D).
+        """
+        if obs.ndim != 2 or obs.shape[1] != self.model.obs_dim:
+            raise ShapeError(f"obs must have shape (N, {self.model.obs_dim}), got {obs.shape}")
+        norm_obs = self.normalizer.normalize(obs.astype(np.float32))
+        mean: NDArray[np.float32] = self.model.mean(self._params, torch.from_numpy(norm_obs)).numpy()
+        return mean
+
+    def __call__(self, obs: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the action in the environment's units, (A,) or (N, A) float32, for raw observations (D,) or (N, D)."""
+        mean = self.mean(np.atleast_2d(obs))
+        actions = ActionRescaler(self.spec, len(mean))(mean).copy()
+        return actions[0] if np.ndim(obs) == 1 else actions
+
+
+@dataclass(frozen=True)
+class EpisodeStats:
+    """Returns and lengths of E episodes."""
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation of the return; 0 for one episode."""
+        return float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0
+
+    @property
+    def ci95(self) -> float:
+        """Half-width of the normal 95 % confidence interval of the mean."""
+        return 1.96 * self.std / math.sqrt(len(self.returns))
+
+
+def evaluate(
+    policy: Policy, env_id: str, *, episodes: int = 20, seed: int = 1, backend: str = "auto", num_threads: int = 0
+) -> EpisodeStats:
+    """Run ``episodes`` full episodes with the mean action, one per environment, so that none is favoured for being short.
+
+    The environments are their own: training is not disturbed, and the same seed gives the same episodes.
+
+    Raises:
+        EnvError, ConfigError, BackendError: the environments cannot be made.
+    """
+    env = envs.make(env_id, episodes, seed=seed, backend=backend, num_threads=num_threads, purpose=EVALUATION)
+    try:
+        n, d = episodes, env.spec.obs_dim
+        obs, rewards = np.zeros((n, d), np.float32), np.zeros(n, np.float32)
+        terminated, truncated, valid = (np.zeros(n, np.bool_) for _ in range(3))
+        returns, lengths = np.zeros(n), np.zeros(n, np.int64)
+        running = np.ones(n, np.bool_)
+        env.reset(obs)
+        for _ in range(env.spec.max_episode_steps or MAX_EPISODE_STEPS):
+            if not running.any():
+                break
+            env.step(policy.mean(obs), obs, rewards, terminated, truncated, valid)
+            counts = running & valid
+            returns[counts] += rewards[counts]
+            lengths += counts
+            running &= ~(terminated | truncated)
+    finally:
+        env.close()
+    return EpisodeStats(returns, lengths)
+
+
+def load_policy(path: str | Path) -> Policy:
+    """Load the policy of a run (its newest good checkpoint) or of one checkpoint, normaliser included.
+
+    Raises:
+        CheckpointError: there is no readable checkpoint at ``path``.
+    """
+    return policy_from(checkpoint.locate(path))
+
+
+def policy_from(saved: checkpoint.Checkpoint) -> Policy:
+    """Build the policy that a checkpoint holds.
+
+    Raises:
+        CheckpointError: its parts do not fit together.
+    """
+    try:
+        cfg = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.state["config"].items()})
+        spec = spec_from_json(saved.state["env_spec"])
+        model = ActorCritic(spec.obs_dim, spec.act_dim, cfg.hidden_sizes, cfg.activation)
+        normalizer = ObsNormalizer(spec.obs_dim, clip=cfg.clip_obs, enabled=cfg.norm_obs)
+        prefix = "obs_normalizer."
+        moments = {k.removeprefix(prefix): v.numpy() for k, v in saved.model.items() if k.startswith(prefix)}
+        normalizer.moments.load(moments)
+        normalizer.freeze()
+        flat = model.flatten({k: v for k, v in saved.model.items() if not k.startswith(prefix)})
+    except (KeyError, TypeError, ValueError) as err:
+        raise CheckpointError(f"{saved.path} does not hold a policy of this version: {err}") from err
+    return Policy(model, flat, normalizer, spec)
+
+
+def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
+    """Return the environment's description as JSON-ready values (infinite bounds as strings)."""
+    return {
+        "env_id": spec.env_id,
+        "backend": spec.backend,
+        "obs_dim": spec.obs_dim,
+        "act_dim": spec.act_dim,
+        "action_low": [repr(float(v)) for v in spec.action_low],
+        "action_high": [repr(float(v)) for v in spec.action_high],
+        "max_episode_steps": spec.max_episode_steps,
+    }
+
+
+def spec_from_json(values: dict[str, Any]) -> EnvSpec:
+    """Invert :func:`spec_to_json`."""
+    low, high = (np.array([float(v) for v in values[name]]) for name in ("action_low", "action_high"))
+    return EnvSpec(
+        values["env_id"], values["backend"], values["obs_dim"], values["act_dim"], low, high, values["max_episode_steps"]
+    )

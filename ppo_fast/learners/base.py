@@ -1,0 +1,27 @@
+"""What the trainer asks of an update rule."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from ppo_fast.batch import Rollout
+
+
+class Learner(Protocol):
+    """Own the flat parameter vector and improve it from rollouts."""
+
+    flat: torch.Tensor  # (P,) float32 on the learner's device, updated in place
+
+    def set_progress(self, progress: float) -> None:
+        """Set the schedules for ``progress`` in [0, 1] of the run."""
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Improve ``flat`` on one rollout and return its metrics."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return optimizer state and counters by name, all on the CPU."""
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what :meth:`state` returned."""

@@ -1,0 +1,115 @@
+"""Running statistics of observations and of returns; frozen while a rollout is collected.
+
+Statistics are float64 and advance over valid rows only, in (t, env) order; what they produce is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo_fast import kernels
+from ppo_fast.batch import Bool, Float32
+
+Float64 = NDArray[np.float64]
+_EPS = 1e-8  # keeps a constant component at 0 instead of dividing by 0
+
+
+class Moments:
+    """Count, mean and sum of squared deviations of D components, float64."""
+
+    def __init__(self, dim: int) -> None:
+        self.count: Float64 = np.zeros(1)
+        self.mean: Float64 = np.zeros(dim)
+        self.m2: Float64 = np.zeros(dim)
+
+    def update(self, rows: NDArray[np.float32] | Float64, valid: Bool) -> None:
+        """Merge the valid rows of ``rows`` (B, D)."""
+        kernels.update_moments(self.count, self.mean, self.m2, rows, valid)
+
+    @property
+    def var(self) -> Float64:
+        """Population variance, (D,); 1 before the first row."""
+        return self.m2 / self.count if self.count[0] > 0 else np.ones_like(self.m2)
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Return the arrays by name."""
+        return {"count": self.count, "mean": self.mean, "m2": self.m2}
+
+    def load(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Overwrite the statistics in place."""
+        for name, array in self.state().items():
+            array[...] = state[name]
+
+
+class ObsNormalizer:
+    """Map raw observations to ``clip((s − mean) / sqrt(var + 1e-8), ±clip)`` in float32."""
+
+    def __init__(self, obs_dim: int, *, clip: float, enabled: bool = True) -> None:
+        self.enabled, self.clip = enabled, np.float32(clip)
+        self.moments = Moments(obs_dim)
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Round the statistics to the float32 constants that are used until the next call."""
+        self._mean: Float32 = self.moments.mean.astype(np.float32)
+        self._inv_std: Float32 = (1.0 / np.sqrt(self.moments.var + _EPS)).astype(np.float32)
+
+    def normalize(self, obs: Float32, out: Float32 | None = None) -> Float32:
+        """Return normalised ``obs`` (..., D) float32, written to ``out`` if given; a copy if switched off."""
+        if out is None:
+            out = np.empty_like(obs)
+        if not self.enabled:
+            np.copyto(out, obs)
+            return out
+        np.subtract(obs, self._mean, out=out)
+        np.multiply(out, self._inv_std, out=out)
+        return np.clip(out, -self.clip, self.clip, out=out)
+
+    def update(self, obs: Float32, valid: Bool) -> None:
+        """Merge the valid rows of ``obs`` (T, N, D) and freeze."""
+        self.moments.update(obs.reshape(-1, obs.shape[-1]), valid.reshape(-1))
+        self.freeze()
+
+
+class RewardScaler:
+    """Divide rewards by the running standard deviation of the discounted return; the mean stays.
+
+        G ← γ G + r (valid rows; 0 after an end),   r' = clip(r / sqrt(var(G) + 1e-8), ±clip)
+
+    Source: Engstrom et al., arXiv:2005.12729, appendix A; Huang et al., ICLR blog 2022, continuous detail 4.
+    """
+
+    def __init__(self, num_envs: int, *, gamma: float, clip: float, enabled: bool = True) -> None:
+        self.gamma, self.clip, self.enabled = gamma, clip, enabled
+        self.moments = Moments(1)
+        self.discounted: Float64 = np.zeros(num_envs)
+
+    def update(self, rewards: Float32, done: Bool, valid: Bool) -> None:
+        """Advance the accumulators over (T, N) rewards and merge the returns they pass through."""
+        returns = np.empty(rewards.shape, np.float64)
+        for t in range(len(rewards)):
+            # A reset row neither advances its accumulator (which is 0 there) nor enters the statistics.
+            self.discounted = np.where(valid[t], self.discounted * self.gamma + rewards[t], self.discounted)
+            returns[t] = self.discounted
+            self.discounted = np.where(done[t], 0.0, self.discounted)
+        self.moments.update(returns.reshape(-1, 1), valid.reshape(-1))
+
+    def scale(self, rewards: Float32, out: Float32) -> Float32:
+        """Write the scaled rewards to ``out`` (T, N)."""
+        if not self.enabled:
+            np.copyto(out, rewards)
+            return out
+        inv_std = np.float32(1.0 / np.sqrt(self.moments.var[0] + _EPS))
+        np.multiply(rewards, inv_std, out=out)
+        return np.clip(out, np.float32(-self.clip), np.float32(self.clip), out=out)
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Return the arrays by name."""
+        return {**self.moments.state(), "discounted": self.discounted}
+
+    def load(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Overwrite the statistics; the accumulators restart with the episodes."""
+        self.moments.load(state)

@@ -1,0 +1,113 @@
+"""Collect T steps of N environments under one frozen policy.
+
+Axes: T steps · N envs · D observation · A action.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo_fast import kernels
+from ppo_fast.batch import Rollout
+from ppo_fast.envs.base import VectorEnv
+from ppo_fast.errors import NonFiniteError
+from ppo_fast.models import ActorCritic, gaussian_log_prob
+from ppo_fast.normalizers import ObsNormalizer
+from ppo_fast.timing import PhaseTimer
+
+
+class RolloutWorker:
+    """Own the (T, N) buffers, drive the environments with a policy, and fill a :class:`Rollout`.
+
+    Only the actor runs between two environment steps. Values and log-probabilities need the whole rollout once, and
+    all action noise of a rollout is drawn at once: it is keyed by (seed, global env index, step), not by order.
+
+    Args:
+        env: the environments; reset here.
+        model: shapes of the networks.
+        normalizer: frozen while a rollout is collected.
+        num_steps: T.
+        seed: key of the action noise.
+        device: where the networks run.
+        timer: receives the phases ``physics`` and ``act``.
+    """
+
+    def __init__(
+        self, env: VectorEnv, model: ActorCritic, normalizer: ObsNormalizer, *,
+        num_steps: int, seed: int, device: torch.device, timer: PhaseTimer,
+    ) -> None:
+        self.env, self.model, self.normalizer = env, model, normalizer
+        self.num_steps, self.seed, self.device, self.timer = num_steps, seed, device, timer
+        n, d, a = env.num_envs, env.spec.obs_dim, env.spec.act_dim
+        self.buffers = Rollout.allocate(num_steps, n, d, a)
+        self.steps_done = 0  # per environment, reset rows included: half of the noise's key
+        self._means = np.zeros((num_steps, n, a), np.float32)
+        self._env_ids = np.tile(np.arange(n, dtype=np.int64), num_steps)
+        self._noise = np.empty((num_steps * n, a), np.float64)
+        env.reset(self.buffers.obs[-1])
+
+    @torch.no_grad()
+    def collect(self, flat: Tensor) -> Rollout:
+        """Return the next rollout under parameters ``flat`` (P,); its arrays are overwritten by the next call.
+
+        Raises:
+            NonFiniteError: an action, a reward or an observation of a valid row is NaN or infinite; nothing has been
+                added to any statistic.
+        """
+        buf, timer = self.buffers, self.timer
+        params = self.model.params(flat)
+        std = torch.exp(params.log_std)
+        noise = self._draw_noise()
+        buf.obs[0] = buf.obs[-1]
+        for t in range(self.num_steps):
+            start = perf_counter()
+            self.normalizer.normalize(buf.obs[t], out=buf.norm_obs[t])
+            mean = self.model.mean(params, self._tensor(buf.norm_obs[t]))
+            self._means[t] = mean.cpu()
+            buf.actions[t] = (mean + std * self._tensor(noise[t])).cpu()
+            acted = perf_counter()
+            self.env.step(
+                buf.actions[t], buf.obs[t + 1], buf.rewards[t], buf.terminated[t], buf.truncated[t], buf.valid[t]
+            )
+            timer.add("act", acted - start)
+            timer.add("physics", perf_counter() - acted)
+        self.steps_done += self.num_steps
+        self._check_finite()
+
+        with timer("act"):
+            np.logical_or(buf.terminated, buf.truncated, out=buf.done)
+            self.normalizer.normalize(buf.obs[-1], out=buf.norm_obs[-1])
+            rows = self._tensor(buf.norm_obs.reshape(-1, self.model.obs_dim))
+            buf.values_all.reshape(-1)[:] = self.model.value(params, rows).cpu()
+            buf.log_probs[:] = gaussian_log_prob(
+                torch.from_numpy(self._means), params.log_std.cpu(), torch.from_numpy(buf.actions)
+            )
+        return buf
+
+    def _draw_noise(self) -> np.ndarray:
+        t, n = self.num_steps, self.env.num_envs
+        steps = np.repeat(np.arange(self.steps_done, self.steps_done + t, dtype=np.int64), n)
+        kernels.normals(self._env_ids, steps, self.model.act_dim, seed=self.seed, out=self._noise)
+        return self._noise.astype(np.float32).reshape(t, n, -1)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _check_finite(self) -> None:
+        """Find NaN or infinity before it can reach a statistic."""
+        buf = self.buffers
+        if np.isfinite(buf.rewards.sum()) and np.isfinite(buf.obs.sum(dtype=np.float64)):
+            return
+        for name, bad in (
+            ("rewards", ~np.isfinite(buf.rewards) & buf.valid),
+            ("obs", ~np.isfinite(buf.obs[1:]).all(-1)),
+        ):
+            where = np.argwhere(bad)
+            if len(where):
+                first = self.steps_done - self.num_steps
+                places = ", ".join(f"(step {first + t}, env {env})" for t, env in where[:5].tolist())
+                raise NonFiniteError(f"{name} has {len(where)} non-finite rows, the first at {places}")

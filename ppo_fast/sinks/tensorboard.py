@@ -1,0 +1,47 @@
+"""Metrics as TensorBoard scalars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ppo_fast.sinks import Metrics
+
+# Everything without a group of its own is a property of the rollout.
+_GROUPS = {
+    "policy_loss": "loss", "value_loss": "loss", "entropy": "loss", "approx_kl": "loss", "clip_frac": "loss",
+    "grad_norm": "loss", "explained_var": "loss", "learning_rate": "loss", "epochs": "loss",
+    "sps": "time", "wall_s": "time", "startup_s": "time", "iteration": "time",
+}  # fmt: skip
+
+
+def tag(name: str) -> str:
+    """Return ``group/name`` of a metric."""
+    return name if "/" in name else f"{_GROUPS.get(name, 'rollout')}/{name}"
+
+
+class TensorBoardSink:
+    """Write scalars to ``<run_dir>/tensorboard``."""
+
+    def __init__(self, run_dir: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def start(self, config: dict[str, Any], info: dict[str, Any]) -> None:
+        """Write the config as text."""
+        self._writer.add_text("config", "\n".join(f"    {k} = {v!r}" for k, v in config.items()))
+
+    def log(self, metrics: Metrics) -> None:
+        """Write one iteration's scalars."""
+        for name, value in metrics.items():
+            if value is not None and name != "env_steps":
+                self._writer.add_scalar(tag(name), value, metrics["env_steps"])
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Write the mean return of an evaluation."""
+        self._writer.add_scalar("evaluation/return", sum(record["returns"]) / len(record["returns"]), record["env_steps"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()

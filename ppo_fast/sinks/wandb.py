@@ -1,0 +1,35 @@
+"""Metrics to Weights & Biases (the ``wandb`` extra)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ppo_fast.sinks import Metrics
+from ppo_fast.sinks.tensorboard import tag
+
+
+class WandbSink:
+    """Log to a W&B run named after the run directory; ``WANDB_*`` variables configure it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        import wandb
+
+        self._run = wandb.init(project="ppo_fast", name=run_dir.name, dir=str(run_dir))
+
+    def start(self, config: dict[str, Any], info: dict[str, Any]) -> None:
+        """Record the config."""
+        self._run.config.update({**config, "info": info})
+
+    def log(self, metrics: Metrics) -> None:
+        """Log one iteration."""
+        self._run.log({tag(k): v for k, v in metrics.items() if v is not None}, step=metrics["env_steps"])
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Log the mean return of an evaluation."""
+        mean = sum(record["returns"]) / len(record["returns"])
+        self._run.log({"evaluation/return": mean}, step=record["env_steps"])
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()

@@ -1,0 +1,322 @@
+"""The training loop: rollout, advantage, update, and the bookkeeping around them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppo_fast import checkpoint, envs, kernels, sinks
+from ppo_fast.batch import Rollout
+from ppo_fast.config import Config
+from ppo_fast.envs.episodes import EpisodeTracker
+from ppo_fast.errors import CheckpointError, ConfigError, NonFiniteError
+from ppo_fast.evaluation import EpisodeStats, Policy, evaluate, spec_to_json
+from ppo_fast.learners.torch_learner import TorchLearner
+from ppo_fast.models import ActorCritic
+from ppo_fast.normalizers import ObsNormalizer, RewardScaler
+from ppo_fast.rollout import RolloutWorker
+from ppo_fast.run_dir import RunDir
+from ppo_fast.sinks import Metrics, Sink, Sinks
+from ppo_fast.system import build_info
+from ppo_fast.timing import PhaseTimer
+
+log = logging.getLogger(__name__)
+
+RETURN_WINDOW = 100  # episodes behind `episode_return`, as in the benchmarks of CleanRL and rl_games
+
+
+@dataclass
+class TrainState:
+    """Counters of a run, all of which a checkpoint keeps."""
+
+    env_steps: int = 0  # real transitions, warm-up included, reset rows excluded
+    iteration: int = 0  # rollouts that were learned from
+    wall_s: float = 0.0  # since the first env step, compilation and checkpoints included, evaluation excluded
+    worker_steps: int = 0  # steps per environment: half of the action noise's key
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves behind."""
+
+    policy: Policy
+    state: TrainState
+    final: EpisodeStats
+    run_dir: Path
+
+
+class Trainer:
+    """Train a policy as ``cfg`` says.
+
+    Args:
+        cfg: the resolved options.
+        extra_sinks: receive every row beside the files and what ``cfg.log`` names.
+        started: ``time.perf_counter()`` when the program began, for ``startup_s``.
+
+    Raises:
+        ConfigError, EnvError, BackendError, CheckpointError: whatever can be known before the first step.
+    """
+
+    def __init__(self, cfg: Config, extra_sinks: Sequence[Sink] = (), *, started: float | None = None) -> None:
+        self.cfg = cfg
+        self._started = time.perf_counter() if started is None else started
+        if cfg.kernels is not None:
+            kernels.use(cfg.kernels)
+        self.device = choose_device(cfg.device)
+        torch.set_num_threads(cfg.torch_threads)
+        self.spec = envs.spec(cfg.env, cfg.env_backend)
+        self.run_dir, saved = RunDir.open(cfg)
+
+        self.model = ActorCritic(self.spec.obs_dim, self.spec.act_dim, cfg.hidden_sizes, cfg.activation)
+        self.normalizer = ObsNormalizer(self.spec.obs_dim, clip=cfg.clip_obs, enabled=cfg.norm_obs)
+        self.scaler = RewardScaler(cfg.num_envs, gamma=cfg.gamma, clip=cfg.clip_reward, enabled=cfg.norm_reward)
+        self.learner = TorchLearner(self.model, self.model.init(cfg.seed, cfg.log_std_init), cfg, self.device)
+        self.state = TrainState()
+        self.timer = PhaseTimer()
+        self.episodes = EpisodeTracker(cfg.num_envs)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RETURN_WINDOW)
+        if saved is not None:
+            self._restore(saved)
+        self._marks = {"eval": self.state.env_steps, "checkpoint": self.state.env_steps}
+        self.info = self._describe()
+        self.run_dir.write_config(cfg, self.info)
+        self.sinks = Sinks([self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path), *extra_sinks])
+        self.final: EpisodeStats | None = None
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+    def run(self) -> RunResult:
+        """Alternate rollout and update until ``total_timesteps`` real env steps have been taken.
+
+        Raises:
+            NonFiniteError: NaN or infinity in an action, a reward, an observation or a loss; ``nonfinite.json`` in the
+                run directory tells where, and no statistic has taken it in.
+        """
+        cfg, state, timer = self.cfg, self.state, self.timer
+        self.sinks.start(cfg.to_dict(), self.info)
+        env = self._make_env()
+        try:
+            self._begin(env)
+            while state.env_steps < cfg.total_timesteps:
+                self.learner.set_progress(state.env_steps / cfg.total_timesteps)
+                with timer("rollout"):
+                    rollout = self.worker.collect(self.learner.flat)  # the policy and the statistics are frozen
+                with timer("advantage"):
+                    self.scaler.update(rollout.rewards, rollout.done, rollout.valid)
+                    self.scaler.scale(rollout.rewards, out=rollout.scaled_rewards)
+                    kernels.gae(
+                        rollout.scaled_rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.done,
+                        gamma=cfg.gamma, gae_lambda=cfg.gae_lambda, out=(rollout.advantages, rollout.returns),
+                    )  # fmt: skip
+                with timer("update"):
+                    learned = self.learner.update(rollout)
+                    self.normalizer.update(rollout.obs[:-1], rollout.valid)
+                self._advance(rollout, learned)
+                if self._due("checkpoint", cfg.checkpoint_every):
+                    with timer("checkpoint"):
+                        self.save()
+                if self._due("eval", cfg.eval_every):
+                    self.evaluate()
+            return self._finish()
+        except NonFiniteError as err:
+            self.run_dir.report_nonfinite(err, self.state, self.worker.buffers)
+            raise
+        finally:
+            env.close()
+            self.sinks.close()
+
+    def _begin(self, env: envs.VectorEnv) -> None:
+        """Reset the environments and, on a fresh start, give the statistics a first rollout that is not learned from."""
+        cfg = self.cfg
+        self.worker = RolloutWorker(
+            env, self.model, self.normalizer, num_steps=cfg.num_steps, seed=cfg.seed, device=self.device, timer=self.timer
+        )
+        self.worker.steps_done = self.state.worker_steps
+        self._startup_s = time.perf_counter() - self._started
+        # The clock counts compilation, which the learner has done before the first step.
+        self._clock = time.perf_counter() - self.state.wall_s - self.learner.compile_s
+        self._row_started = time.perf_counter() - self.learner.compile_s
+        if self.state.env_steps == 0:
+            rollout = self.worker.collect(self.learner.flat)
+            self.normalizer.update(rollout.obs[:-1], rollout.valid)
+            self.scaler.update(rollout.rewards, rollout.done, rollout.valid)
+            self._count(rollout)
+
+    def _count(self, rollout: Rollout) -> int:
+        returns, lengths = self.episodes.update(rollout.rewards, rollout.done, rollout.valid)
+        self._recent.extend(zip(returns.tolist(), lengths.tolist(), strict=True))
+        self.state.env_steps += rollout.num_valid
+        self.state.worker_steps = self.worker.steps_done
+        return len(returns)
+
+    def _advance(self, rollout: Rollout, learned: dict[str, float]) -> None:
+        """Count the iteration, and log one row."""
+        bad = [name for name, value in learned.items() if not math.isfinite(value)]
+        if bad or not self.learner.is_finite():
+            raise NonFiniteError(f"the update made {', '.join(bad) or 'the parameters'} non-finite")
+        before = self.state.env_steps if self.state.iteration else 0
+        finished = self._count(rollout)
+        self.state.iteration += 1
+        now = time.perf_counter()
+        self.state.wall_s = now - self._clock
+        row: Metrics = {
+            "iteration": self.state.iteration,
+            "env_steps": self.state.env_steps,
+            "wall_s": round(self.state.wall_s, 6),
+            "sps": round((self.state.env_steps - before) / (now - self._row_started), 3),
+            "episode_return": float(np.mean([r for r, _ in self._recent])) if self._recent else None,
+            "episode_length": float(np.mean([n for _, n in self._recent])) if self._recent else None,
+            "episodes": finished,
+            **learned,
+            "explained_var": explained_variance(rollout),
+        }
+        if self.state.iteration == 1:
+            row["startup_s"] = round(self._startup_s, 3)
+        self._row_started = now
+        seconds = self.timer.take()
+        seconds.pop("rollout", None)  # its parts, physics and act, are counted
+        row |= {f"time/{phase}": round(value, 6) for phase, value in seconds.items()}
+        self.sinks.log(row)
+
+    def _due(self, what: str, every: int) -> bool:
+        """Return whether ``every`` env steps have passed since the last time; the end has its own."""
+        steps = self.state.env_steps
+        if not every or steps >= self.cfg.total_timesteps or steps // every == self._marks[what] // every:
+            return False
+        self._marks[what] = steps
+        return True
+
+    def _finish(self) -> RunResult:
+        with self.timer("checkpoint"):
+            self.save()
+        self.final = self.evaluate()
+        self.run_dir.draw()
+        return RunResult(self.policy(), self.state, self.final, self.run_dir.path)
+
+    # --- what the loop calls -----------------------------------------------------------------------------------------
+    def policy(self) -> Policy:
+        """Return a copy of the current policy with its normaliser."""
+        frozen = ObsNormalizer(self.spec.obs_dim, clip=self.cfg.clip_obs, enabled=self.cfg.norm_obs)
+        frozen.moments.load(self.normalizer.moments.state())
+        frozen.freeze()
+        return Policy(self.model, self.learner.flat, frozen, self.spec)
+
+    def evaluate(self) -> EpisodeStats:
+        """Evaluate the current policy on environments of its own; the run's clock stands still meanwhile."""
+        start = time.perf_counter()
+        cfg = self.cfg
+        stats = evaluate(
+            self.policy(), cfg.env, episodes=cfg.eval_episodes, seed=cfg.seed, backend=cfg.env_backend,
+            num_threads=cfg.env_threads,
+        )  # fmt: skip
+        record = {
+            "env_steps": self.state.env_steps,
+            "wall_s": round(self.state.wall_s, 6),
+            "returns": stats.returns.tolist(),
+            "lengths": stats.lengths.tolist(),
+        }
+        self.sinks.evaluation(record)
+        paused = time.perf_counter() - start
+        self._clock += paused
+        self._row_started += paused
+        return stats
+
+    def save(self) -> Path:
+        """Write a checkpoint of everything but the simulators' states, atomically."""
+        normalizer, scaler, episodes = self.normalizer.moments.state(), self.scaler.state(), self.episodes.state_dict()
+        arrays = {
+            **{f"reward_scaler.{name}": array for name, array in scaler.items()},
+            **{f"episodes.{name}": array for name, array in episodes.items()},
+        }
+        parameters = self.model.unflatten(self.learner.flat.detach().cpu())
+        return checkpoint.save(
+            self.run_dir.checkpoints,
+            self.state.env_steps,
+            model={
+                **{name: tensor.clone() for name, tensor in parameters.items()},
+                **{f"obs_normalizer.{name}": torch.tensor(array) for name, array in normalizer.items()},
+            },
+            train={
+                **{f"learner.{name}": tensor for name, tensor in self.learner.state().items()},
+                **{name: torch.tensor(array) for name, array in arrays.items()},
+            },
+            state={
+                **vars(self.state),
+                "recent_episodes": list(self._recent),
+                "config": self.cfg.to_dict(),
+                "env_spec": spec_to_json(self.spec),
+                "versions": self.info["versions"],
+            },
+            keep=self.cfg.keep_checkpoints,
+        )
+
+    def _restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Take up a checkpoint; the simulators start new episodes, so this is no bit-exact continuation."""
+        try:
+            old = saved.state["config"]
+            for name in ("env", "hidden_sizes", "activation", "norm_obs", "norm_reward"):
+                now = self.cfg.to_dict()[name]
+                if old[name] != now:
+                    raise ConfigError(f"{name} was {old[name]!r} in {saved.path}, and cannot become {now!r} on resume")
+            prefix = "obs_normalizer."
+            self.normalizer.moments.load(
+                {k.removeprefix(prefix): v.numpy() for k, v in saved.model.items() if k.startswith(prefix)}
+            )
+            self.normalizer.freeze()
+            flat = self.model.flatten({k: v for k, v in saved.model.items() if not k.startswith(prefix)})
+            self.learner.flat.copy_(flat)
+            prefix = "learner."
+            self.learner.load({k.removeprefix(prefix): v for k, v in saved.train.items() if k.startswith(prefix)})
+            prefix = "reward_scaler."
+            self.scaler.load({k.removeprefix(prefix): v.numpy() for k, v in saved.train.items() if k.startswith(prefix)})
+            self._recent.extend((float(r), int(n)) for r, n in saved.state["recent_episodes"])
+            self.state = TrainState(**{name: saved.state[name] for name in vars(TrainState())})
+        except (KeyError, TypeError, RuntimeError) as err:
+            raise CheckpointError(f"{saved.path} does not fit this version: {err}") from err
+
+    def _make_env(self) -> envs.VectorEnv:
+        cfg = self.cfg
+        return envs.make(
+            cfg.env, cfg.num_envs, seed=cfg.seed, backend=cfg.env_backend, num_threads=cfg.env_threads,
+            vectorization=cfg.vectorization,
+        )  # fmt: skip
+
+    def _describe(self) -> dict[str, Any]:
+        backend, reason = envs.resolve_backend(self.cfg.env, self.cfg.env_backend)
+        return {
+            **build_info(),
+            "env_backend": {"name": backend, "reason": reason},
+            "device": {"asked": self.cfg.device, "got": str(self.device)},
+            "update": {"mode": self.learner.mode, "why_eager": self.learner.why_eager},
+            "torch_threads": torch.get_num_threads(),
+            "num_params": self.model.num_params,
+            "resumed_at": self.state.env_steps or None,
+        }
+
+
+def choose_device(asked: str) -> torch.device:
+    """Return the device that ``asked`` (``auto``, ``cpu`` or ``cuda``) means here.
+
+    Raises:
+        ConfigError: ``cuda`` was asked for and torch sees none.
+    """
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device here; allowed: 'auto', 'cpu'")
+    return torch.device("cuda" if available and asked != "cpu" else "cpu")
+
+
+def explained_variance(rollout: Rollout) -> float | None:
+    """Return ``1 − Var(R − V) / Var(R)`` over the valid rows; None where the returns do not vary."""
+    returns = rollout.returns[rollout.valid].astype(np.float64)
+    values = rollout.values[rollout.valid].astype(np.float64)
+    variance = returns.var() if returns.size else 0.0
+    return float(1.0 - (returns - values).var() / variance) if variance > 0 else None
