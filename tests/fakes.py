@@ -195,11 +195,11 @@ class ChainEnv(FakeVectorEnv):
         self.terminal = terminal
         self.state = np.zeros(num_envs, np.int64)
 
-    def values(self, gamma: float) -> NDArray[np.float64]:
+    def values(self, gamma: float) -> NDArray[Any]:
         """Return V, (S,) float64, with the time limit handled as a cut and not as an end."""
         if not self.terminal:
             return np.full(self.spec.obs_dim, self.reward / (1.0 - gamma))
-        to_go = self.spec.obs_dim - np.arange(self.spec.obs_dim)
+        to_go = np.arange(self.spec.obs_dim, 0, -1, dtype=np.float64)
         return self.reward * (1.0 - gamma**to_go) / (1.0 - gamma)
 
     def _begin(self, starting: Bool) -> None:

@@ -84,10 +84,15 @@ class GymnasiumVectorEnv(CheckedVectorEnv):
         np.logical_or(terminated, truncated, out=self._was_done)
 
     def _close(self, *, interrupted: bool) -> None:
-        if isinstance(self._envs, AsyncVectorEnv):
-            self._envs.close(terminate=interrupted)  # a process that never answered would be waited for in vain
-        else:
+        if not (interrupted and isinstance(self._envs, AsyncVectorEnv)):
             self._envs.close()
+            return
+        # Gymnasium's close() would fetch the pending answers, and Ctrl-C reaches the processes too: their answer is to
+        # raise KeyboardInterrupt here again.
+        for process in self._envs.processes:
+            process.terminate()
+            process.join()
+        self._envs.closed = True
 
 
 def _maker(env_id: str) -> Callable[[], Any]:

@@ -100,18 +100,17 @@ def run(
     return Record(env.spec, first, actions, **out)
 
 
-def some_actions(env: VectorEnv, num_steps: int = STEPS, seed: int = 0) -> NDArray[np.float32]:
-    shape = (num_steps, env.num_envs, env.spec.act_dim)
-    return np.random.default_rng(seed).uniform(-1.5, 1.5, shape).astype(np.float32)
+def some_actions(env: VectorEnv, num_steps: int = STEPS, num_envs: int | None = None) -> NDArray[np.float32]:
+    shape = (num_steps, num_envs or env.num_envs, env.spec.act_dim)
+    return np.random.default_rng(0).uniform(-1.5, 1.5, shape).astype(np.float32)
 
 
 def made_and_run(case: Case, *, num_steps: int = 40, columns: slice = slice(None), **options: Any) -> Record:
-    """Make, step through the first actions of :func:`some_actions`, close."""
+    """Make the environments in ``columns`` of the case, run them on their share of the actions, close them."""
     env = case.make(num_envs=len(range(case.num_envs)[columns]), **options)
-    shape = (STEPS, case.num_envs, env.spec.act_dim)
-    actions = np.random.default_rng(0).uniform(-1.5, 1.5, shape).astype(np.float32)
+    actions = some_actions(env, num_envs=case.num_envs)[:num_steps, columns]
     try:
-        return run(env, np.ascontiguousarray(actions[:num_steps, columns]))
+        return run(env, actions)
     finally:
         env.close()
 
@@ -227,11 +226,9 @@ def test_actions_are_clipped_and_not_written(record: Record, case: Case) -> None
 # --- seeds ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def seeded(case: Case) -> Case:
-    if not case.seeded:
-        pytest.skip("a fake draws nothing")
-    return case
+seeded_only = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.seeded], ids=lambda case: case.name, indirect=True, scope="module"
+)
 
 
 def test_same_seed_same_bits(record: Record, case: Case) -> None:
@@ -239,27 +236,31 @@ def test_same_seed_same_bits(record: Record, case: Case) -> None:
     assert_same(record, again)
 
 
-def test_every_seed_purpose_and_env_differs(record: Record, seeded: Case) -> None:
+@seeded_only
+def test_every_seed_purpose_and_env_differs(record: Record, case: Case) -> None:
     rows = [*record.first]
-    for options in ({"seed": 2}, {"purpose": 1}):
-        rows += [*made_and_run(seeded, num_steps=1, **options).first]
+    rows += [*made_and_run(case, num_steps=1, seed=2).first]
+    rows += [*made_and_run(case, num_steps=1, purpose=1).first]
     for i, row in enumerate(rows):
         for other in rows[:i]:
             assert (row != other).any()
 
 
-def test_an_env_depends_on_its_global_index_alone(record: Record, seeded: Case) -> None:
+@seeded_only
+def test_an_env_depends_on_its_global_index_alone(record: Record, case: Case) -> None:
     """Environment 1 is the same whether this process steps environment 0 too or another process does."""
-    alone = made_and_run(seeded, columns=slice(1, None), first_env=1)
+    alone = made_and_run(case, columns=slice(1, None), first_env=1)
     np.testing.assert_array_equal(alone.first, record.first[1:])
     np.testing.assert_array_equal(alone.obs, record.obs[:40, 1:])
     np.testing.assert_array_equal(alone.rewards, record.rewards[:40, 1:])
 
 
-def test_second_reset_begins_new_episodes(case: Case) -> None:
+def test_second_reset_begins_new_episodes(record: Record, case: Case) -> None:
+    """Also where an episode has just ended: its reset row is no longer owed."""
     env = case.make()
-    record = run(env, some_actions(env, 12))
-    again = run(env, some_actions(env, 3))
+    first_done = int(np.argmax(record.done.any(axis=1)))
+    run(env, record.actions[: first_done + 1])
+    again = run(env, record.actions[:3])
     env.close()
     assert np.isfinite(again.first).all()
     assert again.valid[0].all()
@@ -267,13 +268,49 @@ def test_second_reset_begins_new_episodes(case: Case) -> None:
         assert (again.first != record.first).any(axis=1).all()
 
 
-def test_async_equals_sync() -> None:
-    by_name = {case.name: case for case in CASES}
-    for task in ("hopper", "reacher"):
-        sync = made_and_run(by_name[f"gymnasium-{task}"], columns=slice(0, 2))
-        apart = made_and_run(by_name[f"async-{task}"])
-        # The actions are drawn for 3 and 2 environments: equal starts are all that can be compared, with equal rules.
-        np.testing.assert_array_equal(sync.first, apart.first)
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Reacher-v5"])
+def test_spawned_processes_equal_this_one(env_id: str) -> None:
+    records = []
+    for vectorization in ("sync", "async"):
+        env = envs.make(env_id, 2, seed=5, backend="gymnasium", vectorization=vectorization)
+        records.append(run(env, some_actions(env)))
+        env.close()
+    assert_same(*records)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_number_of_threads_changes_nothing(num_threads: int) -> None:
+    records = []
+    for threads in (2, num_threads):
+        env = envs.make("Hopper-v5", 5, seed=5, backend="envpool", num_threads=threads)
+        records.append(run(env, some_actions(env)))
+        env.close()
+    assert_same(*records)
+
+
+# --- actions ----------------------------------------------------------------------------------------------------------
+
+
+def received(actions: list[float], **options: Any) -> list[float]:
+    """Return what reaches the simulator for one environment and these components of an action."""
+    env = fakes.CountingEnv(1, act_dim=len(actions), **options)
+    run(env, np.array([[actions]], np.float32))
+    return env.received[0][0].tolist()  # type: ignore[no-any-return]
+
+
+def test_actions_are_rescaled() -> None:
+    # low + (a + 1) / 2 * (high - low) with low = -2, high = 6; 3 and -9 are clipped to 1 and -1 first
+    assert received([-1.0, -0.5, 0.0, 1.0, 3.0, -9.0], action_range=(-2.0, 6.0)) == [-2.0, 0.0, 2.0, 6.0, 6.0, -2.0]
+
+
+def test_unit_range_passes_every_action_unchanged() -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, 1000).astype(np.float32).tolist()
+    assert received(actions, action_range=(-1.0, 1.0)) == actions
+
+
+def test_actions_without_bounds_pass_as_they_are() -> None:
+    assert received([-7.5, 0.25, 1e6], action_range=(-np.inf, np.inf)) == [-7.5, 0.25, 1e6]
+    assert received([-7.5, 0.25, 1e6], action_range=(0.0, np.inf)) == [-7.5, 0.25, 1e6]
 
 
 # --- the door ---------------------------------------------------------------------------------------------------------
@@ -302,12 +339,10 @@ def test_step_refuses_wrong_arrays(running: VectorEnv, name: str, fault: str) ->
     arguments[name] = {
         "shape": np.zeros((running.num_envs, 99), good.dtype),
         "rows": good[:-1],
-        "ndim": good.reshape(-1)[0],
+        "ndim": np.zeros((), good.dtype),
         "dtype": good.astype(np.float64),
         "type": good.tolist(),
     }[fault]
-    if fault == "ndim":
-        arguments[name] = np.asarray(arguments[name])
     with pytest.raises(ShapeError, match=f"{name} must be .*got"):
         running.step(**arguments)
     running.step(**good_arguments(running))

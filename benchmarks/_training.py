@@ -1,0 +1,68 @@
+"""Real training loops as lanes: the trainer and the reference, each let go a few iterations at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ppo_fast import envs
+from ppo_fast.config import Config
+from ppo_fast.reference.ppo import PPO, Settings
+from ppo_fast.rollout import RolloutWorker
+from ppo_fast.timing import PhaseTimer
+from ppo_fast.trainer import Trainer
+
+from ._measure import Paced
+
+
+class PacedTrainer(Paced):
+    """A whole :class:`Trainer`, its sinks included, past its warm-up and its first iteration."""
+
+    trainer: Trainer
+
+    def __init__(self, cfg: Config) -> None:
+        def run(report: Callable[[dict[str, Any]], None]) -> None:
+            self.trainer = Trainer(cfg, [_Rows(report)])
+            self.trainer.run()
+
+        super().__init__(run)
+
+    def worker(self, backend: str = "auto") -> RolloutWorker:
+        """Return a worker with environments of its own, at their first reset, and the trainer's policy."""
+        t, cfg = self.trainer, self.trainer.cfg
+        env = envs.make(cfg.env, cfg.num_envs, seed=cfg.seed, backend=backend, num_threads=cfg.env_threads)
+        return RolloutWorker(
+            env, t.model, t.normalizer, num_steps=cfg.num_steps, seed=cfg.seed, device=t.device, timer=PhaseTimer()
+        )
+
+
+class PacedReference(Paced):
+    """The whole reference trainer, past its warm-up and its first iteration."""
+
+    def __init__(self, cfg: Config) -> None:
+        def run(report: Callable[[dict[str, Any]], None]) -> None:
+            torch.set_num_threads(1)  # its command line does the same
+            PPO(reference_settings(cfg)).run(report)
+
+        super().__init__(run)
+
+
+class _Rows:
+    """A sink that hands on the rows of the metrics."""
+
+    def __init__(self, report: Callable[[dict[str, Any]], None]) -> None:
+        self.log = report
+
+    def start(self, config: dict[str, Any], info: dict[str, Any]) -> None: ...
+
+    def evaluation(self, record: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def reference_settings(cfg: Config) -> Settings:
+    """Return the options that the reference shares with the trainer."""
+    return Settings(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(Settings)})

@@ -1,0 +1,113 @@
+"""The update alone, on one rollout of Ant-v5: eager, compiled, and the reference's."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import closing
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_fast.batch import Rollout
+from ppo_fast.errors import BackendError
+from ppo_fast.learners.torch_learner import TorchLearner
+from ppo_fast.models import ActorCritic
+from ppo_fast.normalizers import ObsNormalizer
+from ppo_fast.reference.ppo import PPO
+
+from ._ceiling import ceilings
+from ._measure import Lane, Sample
+from ._training import PacedTrainer, reference_settings
+from .conftest import Bench
+
+ENV = "Ant-v5"
+# Bound on |step of ours - step of the reference| / |step of the reference| over a whole update: rounding differs.
+AGREE = 1e-2
+
+
+@pytest.mark.parametrize("preset", ["fast", "sample"])
+def test_update(preset: str, bench: Bench) -> None:
+    section, alone = f"{ENV}: update, preset {preset}", ceilings(bench.recording(ENV), bench.ceiling_steps(ENV))
+    cfg = bench.config(ENV, preset, update="eager")
+    with closing(PacedTrainer(cfg)) as paced:
+        trainer = paced.trainer
+        rollout, flat = trainer.worker.buffers, trainer.learner.flat.clone()  # one update has been made on this rollout
+    reference = ReferenceUpdate(PPO(reference_settings(cfg)), trainer.model, flat, rollout)
+    updates: dict[str, OurUpdate | ReferenceUpdate] = {"reference": reference}
+    notes = {}
+    modes = ("eager", "compile") if not bench.smoke or preset == "fast" else ("eager",)
+    for mode in modes:
+        try:
+            learner = TorchLearner(trainer.model, flat, replace(cfg, update=mode), trainer.device)
+        except BackendError as error:  # a machine without a C++ compiler; the rest is worth measuring
+            notes["eager"] = str(error)
+            continue
+        updates[mode] = OurUpdate(learner, flat, rollout, trainer.normalizer)
+        notes[mode] = f"; compiled in {learner.compile_s:.1f} s" if mode == "compile" else ""
+
+    reference()
+    expected = reference.parameters() - flat
+    for name, update in updates.items():
+        update()
+        error = float((update.parameters() - flat - expected).norm() / expected.norm())
+        assert error <= AGREE, f"{name}: the update differs from the reference's by {error:.1e}"
+
+    lanes: dict[str, Lane] = {**alone, **updates}
+    bench.contest(section, lanes, {name: {"ceiling": tuple(alone), "reference": "reference"} for name in updates})
+    for name in updates:
+        row = bench.report.sections[section][name]
+        per_sample = sorted(1e6 * s.seconds / cfg.batch_size / cfg.update_epochs for s in row.samples)
+        row.note = f"{per_sample[len(per_sample) // 2]:.2f} us per sample per epoch{notes.get(name, '')}"
+
+
+class OurUpdate:
+    """What the trainer calls its phase `update`, always from the same parameters."""
+
+    def __init__(self, learner: TorchLearner, flat: torch.Tensor, rollout: Rollout, normalizer: ObsNormalizer) -> None:
+        self.learner, self.flat, self.rollout, self.normalizer = learner, flat, rollout, normalizer
+        self.fresh = learner.state()
+
+    def __call__(self) -> Sample:
+        self.learner.flat.copy_(self.flat)
+        self.learner.load(self.fresh)
+        start = perf_counter()
+        self.learner.update(self.rollout)
+        self.normalizer.update(self.rollout.obs[:-1], self.rollout.valid)
+        return Sample(self.rollout.num_valid, perf_counter() - start)
+
+    def parameters(self) -> torch.Tensor:
+        return self.learner.flat
+
+
+class ReferenceUpdate:
+    """The same of the reference trainer."""
+
+    def __init__(self, ppo: PPO, model: ActorCritic, flat: torch.Tensor, rollout: Rollout) -> None:
+        self.ppo, self.model = ppo, model
+        keys = ["obs", "norm_obs", "actions", "log_probs", "advantages", "returns", "valid"]
+        self.batch = {key: np.array(getattr(rollout, key)[: len(rollout.valid)]) for key in keys}
+        self.start = {self.name(key): tensor.clone() for key, tensor in model.unflatten(flat).items()}
+        self.fresh = copy.deepcopy(ppo.optimizer.state_dict())
+
+    def __call__(self) -> Sample:
+        self.ppo.net.load_state_dict(self.start)
+        self.ppo.optimizer.load_state_dict(copy.deepcopy(self.fresh))
+        self.ppo.epochs_done = 0
+        start = perf_counter()
+        self.ppo.learn(self.batch)
+        return Sample(int(self.batch["valid"].sum()), perf_counter() - start)
+
+    def parameters(self) -> torch.Tensor:
+        state = self.ppo.net.state_dict()
+        return self.model.flatten({key: state[self.name(key)] for key in self.model.shapes()})
+
+    @staticmethod
+    def name(key: str) -> str:
+        """Return the reference's name of one of our parameters: it counts activations as layers."""
+        if key == "actor.log_std":
+            return "log_std"
+        net, layer, kind = key.split(".")
+        return f"{net}.{2 * int(layer)}.{kind}"

@@ -1,0 +1,183 @@
+"""`pytest benchmarks`: one table of env steps per second at the end, and what kind of machine it comes from.
+
+--benchmark-disable  runs every body once on tiny shapes (CI); the numbers mean nothing and are not printed
+--save-results       writes benchmarks/results/<date>_<commit>/speed.json
+--gate               fails if training Ant-v5 with preset fast is below 0.65 of the ceiling
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ppo_fast import resolve
+from ppo_fast.config import Config
+from ppo_fast.envs.envpool import default_num_threads
+from ppo_fast.system import build_info
+
+from ._ceiling import Recording, record, steps_needed
+from ._measure import Lane, Machine, Sample, interleave
+from ._training import PacedTrainer
+from .report import Report, Row, text
+
+HERE = Path(__file__).parent
+TASKS = {"Ant-v5": 1, "HalfCheetah-v5": 4}  # and how much more work makes a second of it
+SMOKE = {"num_envs": 4, "num_steps": 8, "minibatch_size": 16, "update_epochs": 2, "update": "eager"}
+_BENCH = pytest.StashKey["Bench"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ppo_fast benchmarks")
+    group.addoption("--save-results", action="store_true", help="write benchmarks/results/<date>_<commit>/speed.json")
+    group.addoption("--gate", action="store_true", help="fail if Ant-v5, preset fast, trains below 0.65 of the ceiling")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    smoke = config.getoption("benchmark_disable")
+    for option in ("save_results", "gate"):
+        if smoke and config.getoption(option):
+            raise pytest.UsageError(f"--{option.replace('_', '-')} has no meaning with --benchmark-disable")
+    config.option.benchmark_quiet = True  # the kernels' numbers are in our table
+
+
+@dataclass
+class Bench:
+    """What every benchmark shares: how much to do, the watch on the machine, and the report."""
+
+    smoke: bool
+    gate: bool
+    machine: Machine
+    folder: Path  # for runs of this session
+    report: Report = field(default_factory=Report)
+    _policies: dict[str, PacedTrainer] = field(default_factory=dict)
+    _recordings: dict[str, Recording] = field(default_factory=dict)
+
+    @property
+    def rounds(self) -> int:
+        """How often each lane is timed."""
+        return 1 if self.smoke else 5
+
+    def steps(self, full: int) -> int:
+        """Return ``full``, or next to nothing in a smoke run."""
+        return 4 if self.smoke else full
+
+    def config(self, env_id: str, preset: str, **overrides: Any) -> Config:
+        """Return the options of a real run; the evaluations, which no clock counts, are left out."""
+        run_dir = self.folder / f"run-{len(list(self.folder.iterdir()))}"
+        smoke = SMOKE if self.smoke else {}
+        return resolve(
+            env=env_id, preset=preset, run_dir=str(run_dir), eval_every=0, quiet=True, **(smoke | overrides)
+        )  # fmt: skip
+
+    def contest(self, section: str, lanes: dict[str, Lane], rows: dict[str, dict[str, Any]]) -> None:
+        """Time ``lanes`` against each other and report a row for each, with what ``rows`` says of them."""
+        samples = interleave(lanes, self.rounds, self.machine)
+        for name, measured in samples.items():
+            assert all(sample.env_steps > 0 and sample.seconds > 0 for sample in measured), name
+            self.report.add(section, Row(name, measured, **rows.get(name, {})))
+
+    def kernel(self, section: str, name: str, rows: int, seconds: float, reference: str) -> None:
+        """Report one timing of a kernel over ``rows`` transitions."""
+        self.report.add(section, Row(name, [Sample(rows, seconds)], reference=reference))
+
+    def ceiling_steps(self, env_id: str) -> int:
+        """Return how many steps of each environment a ceiling lane takes: about a second on two cores."""
+        return self.steps(128 * TASKS[env_id])
+
+    def policy(self, env_id: str) -> PacedTrainer:
+        """Return a trainer of preset fast that has learned briefly and stands still; one for the whole session."""
+        if env_id not in self._policies:
+            self._policies[env_id] = PacedTrainer(self.config(env_id, "fast"))
+            self._policies[env_id].advance(self.steps(8))
+        return self._policies[env_id]
+
+    def recording(self, env_id: str) -> Recording:
+        """Return what that policy did, long enough for every ceiling lane."""
+        if env_id not in self._recordings:
+            trained = self.policy(env_id)
+            worker = trained.worker()
+            steps = steps_needed(self.ceiling_steps(env_id), self.rounds + 1)
+            self._recordings[env_id] = record(worker, trained.trainer.learner.flat, steps)
+            worker.env.close()
+        return self._recordings[env_id]
+
+    def close(self) -> None:
+        """End the trainers."""
+        for trained in self._policies.values():
+            trained.close()
+
+
+@pytest.fixture(scope="session")
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    smoke = request.config.getoption("benchmark_disable")
+    folder = tmp_path_factory.mktemp("benchmarks")
+    if not smoke:  # else torch would answer from the cache of an earlier run, and compile times would mean nothing
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
+    torch.set_num_threads(1)  # as the trainers do
+    machine = Machine(default_num_threads(1 << 16))
+    bench = Bench(smoke, request.config.getoption("gate"), machine, folder)
+    request.config.stash[_BENCH] = bench
+    yield bench
+    bench.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    bench = config.stash.get(_BENCH, None)
+    if bench is None or bench.smoke or not bench.report.sections:
+        return
+    terminalreporter.section("benchmarks")
+    info, rows = build_info(), bench.report.to_json()
+    machine, versions = info["machine"], info["versions"]
+    shown = ", ".join(f"{name} {versions[name]}" for name in ("torch", "envpool", "mujoco"))
+    terminalreporter.write_line(f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['system']}; {shown}")
+    for line in text(rows):
+        terminalreporter.write_line(line)
+    for reason in bench.machine.reasons():
+        terminalreporter.write_line(f"NOISY, do not quote these numbers: {reason}", red=True, bold=True)
+    if config.getoption("save_results"):
+        path = save(bench, rows, info, list(config.invocation_params.args))
+        terminalreporter.write_line(f"saved {os.path.relpath(path)}")
+
+
+def save(bench: Bench, rows: list[dict[str, Any]], info: dict[str, Any], args: list[str]) -> Path:
+    """Write everything that was measured to a new folder."""
+    commit, changed = git("rev-parse", "--short=7", "HEAD"), bool(git("status", "--porcelain"))
+    date = datetime.date.today().isoformat()
+    name = f"{date}_{commit or 'nocommit'}"
+    taken = len(list((HERE / "results").glob(f"{name}*/speed.json")))
+    folder = HERE / "results" / (f"{name}_{taken + 1}" if taken else name)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {
+        "date": date,
+        "commit": commit,
+        "uncommitted_changes": changed,
+        "command": ["pytest", *args],
+        "build": info,
+        "torch_threads": torch.get_num_threads(),
+        "cpus_used": bench.machine.cpus,
+        "noise": bench.machine.describe(),
+        "rounds": bench.rounds,
+        "configs": bench.report.configs,
+        "rows": rows,
+    }
+    path = folder / "speed.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def git(*args: str) -> str:
+    """Return what git says, or nothing outside a repository."""
+    try:
+        done = subprocess.run(["git", *args], cwd=HERE, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,64 @@
+"""One suite for every kernel backend: the ``backend`` fixture runs each test that asks for it three times.
+
+A backend that cannot be had is a skip with its reason; ``--require-backends=cpp,numba`` makes it a failure, because a
+native test that is skipped for ever is how a fallback rots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from ppo_fast import kernels
+from ppo_fast.errors import BackendError
+
+# The same examples every time; no deadline, because the first call compiles; the backend fixture is the same for all.
+hypothesis.settings.register_profile(
+    "ppo_fast",
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("ppo_fast")
+BACKENDS = ("cpp", "numba", "reference")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_text = "comma-separated kernel backends that must be there"
+    parser.addoption("--require-backends", default="", metavar="NAMES", help=help_text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unknown = required_backends(config) - set(BACKENDS)
+    if unknown:
+        raise pytest.UsageError(f"--require-backends allows {', '.join(BACKENDS)}; got {', '.join(sorted(unknown))}")
+
+
+def required_backends(config: pytest.Config) -> set[str]:
+    return {name.strip() for name in config.getoption("--require-backends").split(",") if name.strip()}
+
+
+def pytest_report_header() -> list[str]:
+    try:
+        lines = [f"ppo_fast kernels: {kernels.active()}"]
+    except BackendError as err:
+        lines = [f"ppo_fast kernels: {err}"]
+    return lines + [f"  no {name}: {reason}" for name, reason in kernels.why_not().items()]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Select one backend for the test, by name, and put the former choice back."""
+    name = request.param
+    reason = kernels.why_not().get(name)
+    if reason is not None:
+        if name in required_backends(request.config):
+            pytest.fail(f"required kernel backend {name} is missing: {reason}", pytrace=False)
+        pytest.skip(f"kernel backend {name} is missing: {reason}")
+    before = kernels.active()
+    kernels.use(name)
+    yield name
+    kernels.use(before)

@@ -1,0 +1,211 @@
+"""The actor-critic over one flat vector, and the diagonal Gaussian, against definitions and torch's own modules.
+
+Axes: B rows · D observation · A action · P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import training
+from training import TwoTimesRule
+
+from ppo_fast.errors import ShapeError
+from ppo_fast.models import ACTIVATIONS, ActorCritic, gaussian_entropy, gaussian_log_prob
+from ppo_fast.reference import losses
+
+ANT = ActorCritic(105, 8)
+
+
+# --- the flat vector ---------------------------------------------------------------------------------------------------
+def test_flat_vector_holds_every_weight_of_two_networks_and_one_log_std() -> None:
+    # actor 105-64-64-8: 105·64+64 + 64·64+64 + 64·8+8 = 11 464;  log σ: 8;  critic: 6 784 + 4 160 + 64+1 = 11 009.
+    assert ANT.num_params == 11_464 + 8 + 11_009
+    assert ANT.shapes()["actor.0.weight"] == (64, 105)
+    assert ANT.shapes()["actor.2.bias"] == (8,)
+    assert ANT.shapes()["actor.log_std"] == (8,)
+    assert ANT.shapes()["critic.2.weight"] == (1, 64)
+
+
+@pytest.mark.parametrize("hidden_sizes", [(1,), (3,), (4, 5, 6)])
+def test_unflatten_gives_views_that_tile_the_vector_and_flatten_inverts_it(hidden_sizes: tuple[int, ...]) -> None:
+    model = ActorCritic(2, 3, hidden_sizes)
+    flat = torch.arange(model.num_params, dtype=torch.float32)
+    views = model.unflatten(flat)
+    assert {name: tuple(view.shape) for name, view in views.items()} == model.shapes()
+    assert sorted(torch.cat([view.reshape(-1) for view in views.values()]).tolist()) == list(range(model.num_params))
+    assert torch.equal(model.flatten(views), flat)
+    views["critic.0.bias"].fill_(-1.0)  # a view: writing to it writes to the vector
+    assert int((flat == -1).sum()) == hidden_sizes[0]
+
+
+def test_flatten_refuses_wrong_names_shapes_and_dtypes_by_name() -> None:
+    good = ANT.unflatten(torch.zeros(ANT.num_params))
+    for change, message in (
+        ({"actor.9.bias": torch.zeros(1)}, "actor.9.bias"),
+        ({"actor.0.bias": torch.zeros(63)}, r"actor.0.bias must have shape \(64,\).*\(63,\)"),
+        ({"actor.0.bias": torch.zeros(64, dtype=torch.float64)}, "actor.0.bias.*float32.*float64"),
+    ):
+        with pytest.raises(ShapeError, match=message):
+            ANT.flatten({**good, **change})
+    del good["actor.log_std"]
+    with pytest.raises(ShapeError, match="named"):
+        ANT.flatten(good)
+
+
+# --- initial values ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "gain"),
+    [
+        ("actor.0.weight", math.sqrt(2)), ("actor.1.weight", math.sqrt(2)), ("actor.2.weight", 0.01),
+        ("critic.0.weight", math.sqrt(2)), ("critic.1.weight", math.sqrt(2)), ("critic.2.weight", 1.0),
+    ],
+)  # fmt: skip
+def test_initial_weights_are_orthogonal_with_their_gain(name: str, gain: float) -> None:
+    weight = ANT.unflatten(ANT.init(1, -0.5))[name].double()
+    rows, columns = weight.shape
+    gram = weight @ weight.T if rows <= columns else weight.T @ weight
+    # Householder QR in float32 is orthogonal to about 64 unit roundoffs; ten times that.
+    torch.testing.assert_close(gram, gain**2 * torch.eye(min(rows, columns), dtype=torch.float64), rtol=0, atol=gain**2 * 4e-5)
+
+
+def test_initial_biases_are_zero_and_log_std_is_what_was_asked() -> None:
+    for name, value in ANT.unflatten(ANT.init(1, -0.7)).items():
+        if name.endswith("bias"):
+            assert not value.any(), name
+        if name == "actor.log_std":
+            assert torch.equal(value, torch.full((8,), -0.7))
+
+
+def test_initial_mean_action_is_near_zero_for_normalised_observations() -> None:
+    # |W₃ h|: W₃ has norm 0.01, and |h| <= sqrt(64) = 8 because |tanh| < 1: no component can exceed 0.08.
+    params = ANT.params(ANT.init(3, -0.5))
+    mean = ANT.mean(params, torch.randn(1000, 105, generator=torch.Generator().manual_seed(0)).clamp(-10, 10))
+    assert float(mean.abs().max()) <= 0.08
+    assert float(mean.abs().max()) > 0
+
+
+def test_initial_values_are_a_function_of_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = ANT.init(1, -0.5)
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is neither used nor moved
+    torch.manual_seed(6)
+    assert torch.equal(ANT.init(1, -0.5), first)
+    assert not torch.equal(ANT.init(2, -0.5), first)
+    ANT.init(2**64 - 1, -0.5)  # the largest seed that a config allows
+
+
+# --- the networks ------------------------------------------------------------------------------------------------------
+def test_networks_compute_the_mlp_by_hand() -> None:
+    # x = (1, 2); actor hidden: W = [[1, 1], [1, -1]], b = (0, -1) -> (3, -2) -> relu (3, 0); head [[2, 5]], b = 1 -> 7.
+    # critic hidden: W = [[0, 1], [-1, 0]], b = (1, 4) -> (3, 3); head [[1, 10]], b = -3 -> 30.
+    model = ActorCritic(2, 1, (2,), "relu")
+    tensors = {
+        "actor.0.weight": [[1.0, 1.0], [1.0, -1.0]], "actor.0.bias": [0.0, -1.0],
+        "actor.1.weight": [[2.0, 5.0]], "actor.1.bias": [1.0], "actor.log_std": [0.0],
+        "critic.0.weight": [[0.0, 1.0], [-1.0, 0.0]], "critic.0.bias": [1.0, 4.0],
+        "critic.1.weight": [[1.0, 10.0]], "critic.1.bias": [-3.0],
+    }  # fmt: skip
+    params = model.params(model.flatten({name: torch.tensor(value) for name, value in tensors.items()}))
+    x = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
+    assert model.mean(params, x).tolist() == [[7.0], [7.0]]
+    assert model.value(params, x).tolist() == [30.0, 30.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("tanh", math.tanh),
+        ("relu", lambda x: max(x, 0.0)),
+        ("elu", lambda x: x if x > 0 else math.expm1(x)),
+        ("silu", lambda x: x / (1 + math.exp(-x))),
+    ],
+)
+def test_activation_is_the_function_of_its_name(name: str, function: object) -> None:
+    points = [-5.0, -1.0, -0.1, 0.0, 0.3, 2.0, 9.0]
+    expected = [function(x) for x in points]  # type: ignore[operator]
+    assert ACTIVATIONS[name](torch.tensor(points, dtype=torch.float64)).tolist() == pytest.approx(expected, rel=1e-14)
+    model = ActorCritic(1, 1, (1,), name)
+    flat = torch.ones(model.num_params).double()
+    params = model.params(flat)  # every weight and bias 1: mean = f(x + 1) + 1
+    x = torch.tensor([[0.5], [-3.0]], dtype=torch.float64)
+    assert model.mean(params, x)[:, 0].tolist() == pytest.approx([function(1.5) + 1, function(-2.0) + 1], rel=1e-14)  # type: ignore[operator]
+
+
+def test_mean_and_value_are_those_of_the_reference_networks() -> None:
+    rule = TwoTimesRule()
+    model = ActorCritic(training.OBS_DIM, training.ACT_DIM)
+    for seed in range(32):
+        flat = training.random_parameters(model, seed)
+        x = torch.randn(64, model.obs_dim, generator=torch.Generator().manual_seed(seed))
+        params = model.params(flat)
+        ours = {"mean": model.mean(params, x), "value": model.value(params, x)}
+        single, double = (
+            {"mean": net.actor(x.to(dtype)).detach(), "value": net.critic(x.to(dtype))[:, 0].detach()}
+            for dtype in (torch.float32, torch.float64)
+            for net in [training.reference_net(model, flat, dtype)]
+        )
+        rule.add(ours, single, double)
+    rule.check()
+
+
+def test_actor_and_critic_share_no_parameter() -> None:
+    flat = training.random_parameters(ANT, 1).requires_grad_()
+    x = torch.randn(5, 105, generator=torch.Generator().manual_seed(1))
+    for which, other in (("actor", "critic"), ("critic", "actor")):
+        params = ANT.params(flat)
+        out = ANT.mean(params, x) if which == "actor" else ANT.value(params, x)
+        (gradient,) = torch.autograd.grad(out.sum(), flat)
+        for name, part in ANT.unflatten(gradient).items():
+            touched = name.startswith(which) and name != "actor.log_std"
+            assert bool(part.any()) == touched, (which, other, name)
+
+
+# --- the Gaussian ------------------------------------------------------------------------------------------------------
+def gaussian_case(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    arrays = rng.normal(size=(300, 4)), rng.normal(size=4), rng.normal(scale=3.0, size=(300, 4))
+    return tuple(torch.from_numpy(array.astype(np.float32)).to(dtype) for array in arrays)  # type: ignore[return-value]
+
+
+def test_log_prob_and_entropy_are_those_of_independent_normals() -> None:
+    mean, log_std, actions = gaussian_case(0, torch.float64)
+    normal = torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
+    expected = normal.log_prob(actions)
+    # float64, four terms of up to 1e3: 1e-12 relative is above their rounding, far below any mistake.
+    torch.testing.assert_close(gaussian_log_prob(mean, log_std, actions), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gaussian_entropy(log_std), normal.entropy()[0], rtol=1e-12, atol=1e-12)
+
+
+def test_float32_log_prob_is_as_exact_as_the_reference() -> None:
+    rule = TwoTimesRule()
+    for seed in range(32):
+        single, double = gaussian_case(seed, torch.float32), gaussian_case(seed, torch.float64)
+        names = ("log_prob", "entropy")
+        ours = gaussian_log_prob(*single), gaussian_entropy(single[1])
+        reference = losses.gaussian_log_prob(*single), losses.gaussian_entropy(single[1])
+        oracle = losses.gaussian_log_prob(*double), losses.gaussian_entropy(double[1])
+        rule.add(*(dict(zip(names, part, strict=True)) for part in (ours, reference, oracle)))
+    rule.check()
+
+
+def test_log_prob_of_the_mean_by_hand() -> None:
+    # At a = μ with σ = (1, e): -log σ₁ - log σ₂ - 2 · ½ log 2π = -1 - log 2π.
+    mean = torch.tensor([[3.0, -4.0]], dtype=torch.float64)
+    log_std = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert float(gaussian_log_prob(mean, log_std, mean)) == pytest.approx(-1 - math.log(2 * math.pi), rel=1e-15)
+
+
+def test_log_prob_differentiates_in_mean_and_log_std() -> None:
+    # ∂/∂μ = (a - μ)/σ²,  ∂/∂log σ = ((a - μ)/σ)² - 1, summed over the rows.
+    mean, log_std, actions = gaussian_case(1, torch.float64)
+    mean.requires_grad_()
+    log_std.requires_grad_()
+    gaussian_log_prob(mean, log_std, actions).sum().backward()
+    z = ((actions - mean) / log_std.exp()).detach()
+    torch.testing.assert_close(mean.grad, z / log_std.exp().detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(log_std.grad, (z**2 - 1).sum(0), rtol=1e-12, atol=1e-10)
