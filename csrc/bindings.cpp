@@ -1,4 +1,4 @@
-// ppo_fast._core: the only file that knows Python. It unpacks arrays into pointers and sizes and releases the GIL.
+// ppo_fast._core: with bind_learner.cpp the only file that knows Python. It unpacks arrays into pointers and sizes and releases the GIL.
 //
 // Private: ppo_fast/kernels checks shapes, ranges and overlap, with messages. Here only dtype and layout are enforced, by
 // noconvert(): pybind11 would otherwise convert, and an output of the wrong dtype would be filled in a temporary.
@@ -15,6 +15,10 @@
 #include "shuffle.hpp"
 
 namespace py = pybind11;
+
+namespace ppo_fast {
+void bind_learner(py::module_& module);  // bind_learner.cpp
+}
 
 namespace {
 
@@ -113,4 +117,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           py::arg("m2").noconvert(), py::arg("rows").noconvert(), py::arg("valid").noconvert());
     m.def("normals_into", &normals_into, py::arg("env_ids").noconvert(), py::arg("steps").noconvert(), py::arg("seed"),
           py::arg("out").noconvert());
+#if defined(PPO_FAST_LEARNER)
+    ppo_fast::bind_learner(m);
+#endif
 }
