@@ -53,8 +53,10 @@ class Config:
     # --- where and how -----------------------------------------------------------------------------------------------
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """device of the learner; auto: cuda if there is one"""
+    learner: Literal["auto", "native", "torch"] = "auto"
+    """what computes updates; auto: the native C++ learner on the CPU where it can, else torch"""
     update: Literal["auto", "eager", "compile"] = "auto"
-    """how a minibatch step runs; auto: torch.compile when it pays for its compilation and a compiler works"""
+    """how the torch learner makes a step; auto: torch.compile when it pays for its compilation and a compiler works"""
     kernels: Literal["auto", "cpp", "numba", "reference"] | None = None
     """backend of the numeric kernels; unset: PPO_FAST_BACKEND, else auto (cpp, then numba, then reference)"""
     torch_threads: int = 1
@@ -232,6 +234,11 @@ def _check_values(cfg: Config) -> None:
     require(cfg.target_kl is None or 0 < cfg.target_kl < math.inf, "target_kl", "a finite number above 0, or unset")
     require(len(cfg.hidden_sizes) >= 1 and min(cfg.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
     require(len(set(cfg.log)) == len(cfg.log), "log", "a list without repetitions")
+    if cfg.learner == "native" and cfg.update != "auto":
+        raise ConfigError(
+            f"update {cfg.update!r} belongs to the torch learner, and learner 'native' was asked for; "
+            "leave update at 'auto', or take learner 'torch'"
+        )
     if cfg.batch_size % cfg.minibatch_size:
         raise ConfigError(
             f"minibatch_size must divide num_envs * num_steps = {cfg.num_envs} * {cfg.num_steps} = {cfg.batch_size}, "

@@ -66,6 +66,8 @@ def banner(trainer: object) -> str:
         update += f" ({info['update']['why_eager']})"
     elif trainer.learner.compile_s:
         update += f" (compiled in {trainer.learner.compile_s:.1f} s)"
+    learner = info["learner"]
+    how = f"SIMD {learner['simd']}" if learner["simd"] else f"update {update}"
     kernels = info["kernels"]
     missing = "; ".join(f"{name} missing: {reason}" for name, reason in kernels["why_not"].items())
     lines = {
@@ -77,7 +79,8 @@ def banner(trainer: object) -> str:
         "batch": f"{cfg.num_envs} envs x {cfg.num_steps} steps = {cfg.batch_size} rows, {cfg.update_epochs} epochs x "
         f"{cfg.num_minibatches} minibatches of {cfg.minibatch_size}",
         "network": f"{'-'.join(map(str, cfg.hidden_sizes))} {cfg.activation}, {info['num_params']:,} parameters",
-        "device": f"{info['device']['got']} (asked: {cfg.device}), update {update}",
+        "device": f"{info['device']['got']} (asked: {cfg.device})",
+        "learner": f"{learner['name']} ({learner['reason']}), {how}",
         "kernels": kernels["active"] + (f" ({missing})" if missing else ""),
         "machine": f"{info['machine']['cpu']}, {info['machine']['cpus']} CPUs; torch threads {info['torch_threads']}, "
         f"EnvPool threads {cfg.env_threads or 'auto'}",

@@ -20,7 +20,7 @@ from ppo_fast.config import Config
 from ppo_fast.envs.episodes import EpisodeTracker
 from ppo_fast.errors import CheckpointError, ConfigError, NonFiniteError
 from ppo_fast.evaluation import EpisodeStats, Policy, evaluate, spec_to_json
-from ppo_fast.learners.torch_learner import TorchLearner
+from ppo_fast.learners.choose import make_learner
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer, RewardScaler
 from ppo_fast.rollout import RolloutWorker
@@ -79,7 +79,9 @@ class Trainer:
         self.model = ActorCritic(self.spec.obs_dim, self.spec.act_dim, cfg.hidden_sizes, cfg.activation)
         self.normalizer = ObsNormalizer(self.spec.obs_dim, clip=cfg.clip_obs, enabled=cfg.norm_obs)
         self.scaler = RewardScaler(cfg.num_envs, gamma=cfg.gamma, clip=cfg.clip_reward, enabled=cfg.norm_reward)
-        self.learner = TorchLearner(self.model, self.model.init(cfg.seed, cfg.log_std_init), cfg, self.device)
+        self.learner, self.why_learner = make_learner(
+            self.model, self.model.init(cfg.seed, cfg.log_std_init), cfg, self.device
+        )
         self.state = TrainState()
         self.timer = PhaseTimer()
         self.episodes = EpisodeTracker(cfg.num_envs)
@@ -295,6 +297,7 @@ class Trainer:
             **build_info(),
             "env_backend": {"name": backend, "reason": reason},
             "device": {"asked": self.cfg.device, "got": str(self.device)},
+            "learner": {"name": self.learner.name, "reason": self.why_learner, "simd": self.learner.simd},
             "update": {"mode": self.learner.mode, "why_eager": self.learner.why_eager},
             "torch_threads": torch.get_num_threads(),
             "num_params": self.model.num_params,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 
@@ -12,18 +11,11 @@ import torch
 from torch import Tensor
 
 from ppo_fast import kernels
-from ppo_fast.batch import Float32, Rollout
+from ppo_fast.batch import Float32
 from ppo_fast.config import Config
 from ppo_fast.errors import BackendError
-from ppo_fast.learners.ppo_step import (
-    ADAM_BETAS,
-    ADV_EPS,
-    STATS,
-    LossConfig,
-    Minibatch,
-    Optimizer,
-    minibatch_step,
-)
+from ppo_fast.learners.ppo_base import Order, PPOLearner
+from ppo_fast.learners.ppo_step import ADAM_BETAS, STATS, Minibatch, Optimizer, minibatch_step
 from ppo_fast.models import ActorCritic
 
 log = logging.getLogger(__name__)
@@ -34,8 +26,8 @@ Step = Callable[[Optimizer, Tensor, Minibatch], None]
 COMPILE_PAYS_AFTER = 30_000
 
 
-class TorchLearner:
-    """PPO with Adam on the flat parameter vector.
+class TorchLearner(PPOLearner):
+    """PPO by torch: autograd and a step of Adam on the flat vector, on any device.
 
     Args:
         model: shapes of the networks.
@@ -47,86 +39,22 @@ class TorchLearner:
         BackendError: ``cfg.update == "compile"`` and no compiler works here.
     """
 
+    name = "torch"
+
     def __init__(self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device) -> None:
-        self.model, self.cfg, self.device = model, cfg, device
-        self.hp = LossConfig(
-            clip_coef=cfg.clip_coef,
-            clip_vloss=cfg.clip_vloss,
-            norm_adv_minibatch=cfg.norm_adv == "minibatch",
-            ent_coef=cfg.ent_coef,
-            vf_coef=cfg.vf_coef,
-            max_grad_norm=cfg.max_grad_norm,
-            adam_eps=cfg.adam_eps,
-        )
-        self.flat = flat.detach().clone().to(device)
-        self.opt = Optimizer(
-            self.flat,
-            torch.zeros_like(self.flat),
-            torch.zeros_like(self.flat),
-            torch.zeros(len(STATS), dtype=torch.float32, device=device),
-        )
-        self.adam_steps = 0
-        self.epochs_done = 0
-        self.learning_rate = cfg.learning_rate
+        super().__init__(model, flat, cfg, device)
+        stats = torch.zeros(len(STATS), dtype=torch.float32, device=device)
+        self.opt = Optimizer(self.flat, self.exp_avg, self.exp_avg_sq, stats)
         self._shuffled = self._allocate()
-        self.mode, self.compile_s, self.why_eager = "eager", 0.0, ""
+        self.mode = "eager"
         self._step: Step = self._bind(compiled=False)
         self._choose_mode()
 
-    # --- schedules ---------------------------------------------------------------------------------------------------
-    def set_progress(self, progress: float) -> None:
-        """Set the learning rate: ``lr · (1 − progress)`` when annealed, else ``lr``."""
-        self.learning_rate = self.cfg.learning_rate * (1.0 - progress if self.cfg.anneal_lr else 1.0)
-
     # --- the update --------------------------------------------------------------------------------------------------
-    def update(self, rollout: Rollout) -> dict[str, float]:
-        """Run ``update_epochs`` passes over the rollout; waits for the device once per epoch only with ``target_kl``.
-
-        The KL rule: after each epoch, a mean KL over that epoch's valid rows above ``target_kl`` ends the update.
-        """
-        batch = self._stage(rollout)
-        stats = torch.zeros_like(self.opt.stats)
-        epochs = 0
-        for _ in range(self.cfg.update_epochs):
-            self.opt.stats.zero_()
-            self._epoch(batch)
-            stats += self.opt.stats
-            epochs += 1
-            if self.cfg.target_kl is not None and self._mean_kl(self.opt.stats) > self.cfg.target_kl:
-                break
-        return {**self._metrics(stats), "learning_rate": self.learning_rate, "epochs": float(epochs)}
-
-    def _stage(self, rollout: Rollout) -> dict[str, Float32]:
-        """Flatten to (B, ...) and put 0 wherever a row does not count, before any arithmetic touches it."""
-        valid = rollout.valid.reshape(-1)
-
-        def rows(array: Float32) -> Float32:
-            return array.reshape(len(valid), *array.shape[2:])
-
-        def masked(array: Float32) -> Float32:
-            flat = rows(array)
-            return np.where(valid if flat.ndim == 1 else valid[:, None], flat, np.float32(0))
-
-        advantages = masked(rollout.advantages)
-        if self.cfg.norm_adv == "batch":
-            chosen = advantages[valid].astype(np.float64)
-            normed = (advantages - chosen.mean()) / (chosen.std() + ADV_EPS) if chosen.size else advantages
-            advantages = np.where(valid, normed, 0.0).astype(np.float32)
-        return {
-            "norm_obs": rows(rollout.norm_obs[:-1]),
-            "actions": masked(rollout.actions),
-            "log_probs": masked(rollout.log_probs),
-            "advantages": advantages,
-            "returns": masked(rollout.returns),
-            "values": rows(rollout.values),
-            "valid": valid.astype(np.float32),
-        }
-
-    def _epoch(self, batch: dict[str, Float32]) -> None:
+    def _epoch(self, batch: dict[str, Float32], order: Order) -> Tensor:
         """Shuffle the batch once, then step through it in minibatches of M contiguous rows."""
         cfg = self.cfg
-        order = kernels.permutation(cfg.batch_size, seed=cfg.seed, stream=self.epochs_done)
-        self.epochs_done += 1
+        self.opt.stats.zero_()
         for name, source in batch.items():
             kernels.gather(source, order, out=self._shuffled[name])
         counts = self._shuffled["valid"].reshape(cfg.num_minibatches, -1).sum(1)
@@ -136,6 +64,7 @@ class TorchLearner:
             start = int(i) * cfg.minibatch_size
             mb = Minibatch(**{name: view[start : start + cfg.minibatch_size] for name, view in views.items()})
             self._step(self.opt, scalars[int(i)], mb)
+        return self.opt.stats.clone()
 
     def _scalars(self, counts: Float32) -> Tensor:
         """Return (num_minibatches, 3): 1 / valid rows, lr / (1 − β₁ᵗ), 1 / sqrt(1 − β₂ᵗ), with t counting real steps."""
@@ -148,16 +77,6 @@ class TorchLearner:
             1.0 / np.sqrt(1.0 - beta2**t),
         )
         return torch.from_numpy(np.stack(columns, 1).astype(np.float32)).to(self.device)
-
-    def _mean_kl(self, stats: Tensor) -> float:
-        sums = stats.tolist()
-        return float(sums[STATS.index("approx_kl")] / max(sums[STATS.index("rows")], 1.0))
-
-    def _metrics(self, stats: Tensor) -> dict[str, float]:
-        sums = dict(zip(STATS, stats.tolist(), strict=True))
-        rows, steps = max(sums.pop("rows"), 1.0), max(sums.pop("steps"), 1.0)
-        grad_norm = sums.pop("grad_norm") / steps
-        return {**{name: total / rows for name, total in sums.items()}, "grad_norm": grad_norm}
 
     # --- eager or compiled -------------------------------------------------------------------------------------------
     def _choose_mode(self) -> None:
@@ -200,23 +119,3 @@ class TorchLearner:
         b = self.cfg.batch_size
         widths = {"norm_obs": (b, self.model.obs_dim), "actions": (b, self.model.act_dim)}
         return {name: np.zeros(widths.get(name, (b,)), np.float32) for name in Minibatch._fields}
-
-    # --- state -------------------------------------------------------------------------------------------------------
-    def state(self) -> dict[str, Tensor]:
-        """Return Adam's moments (P,) and the counters, on the CPU."""
-        counters = torch.tensor([self.adam_steps, self.epochs_done], dtype=torch.int64)
-        return {
-            "exp_avg": self.opt.exp_avg.cpu().clone(),
-            "exp_avg_sq": self.opt.exp_avg_sq.cpu().clone(),
-            "counters": counters,
-        }
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what :meth:`state` returned."""
-        self.opt.exp_avg.copy_(state["exp_avg"])
-        self.opt.exp_avg_sq.copy_(state["exp_avg_sq"])
-        self.adam_steps, self.epochs_done = (int(value) for value in state["counters"])
-
-    def is_finite(self) -> bool:
-        """Return whether every parameter is finite; waits for the device."""
-        return math.isfinite(float(self.flat.sum()))

@@ -1,0 +1,167 @@
+"""What every PPO learner does around its minibatch steps: stage the rollout, shuffle, stop on KL, report, keep state.
+
+Axes: T steps · N envs · B = T·N rows · D observation · A action · P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppo_fast import kernels
+from ppo_fast.batch import Float32, Rollout
+from ppo_fast.config import Config
+from ppo_fast.errors import ShapeError
+from ppo_fast.kernels._checks import BOOL, FLOAT32, check_array
+from ppo_fast.learners.ppo_step import ADV_EPS, STATS, LossConfig
+from ppo_fast.models import ActorCritic
+
+Order = NDArray[np.int64]
+
+
+class PPOLearner(ABC):
+    """PPO with Adam on the flat parameter vector; a subclass makes the steps of an epoch.
+
+    Args:
+        model: shapes of the networks.
+        flat: (P,) initial parameters; copied to ``device``.
+        cfg: the run's options.
+        device: where the update runs.
+
+    Raises:
+        ShapeError: ``flat`` is not (P,) float32.
+    """
+
+    name: str  # as in --learner
+    mode: str  # how a step runs, for the banner and the log
+    why_eager: str = ""
+    compile_s: float = 0.0
+    simd: str | None = None
+
+    def __init__(self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device) -> None:
+        if flat.shape != (model.num_params,) or flat.dtype != torch.float32:
+            raise ShapeError(f"flat must be ({model.num_params},) torch.float32, got {tuple(flat.shape)} {flat.dtype}")
+        self.model, self.cfg, self.device = model, cfg, device
+        self.hp = LossConfig(
+            clip_coef=cfg.clip_coef,
+            clip_vloss=cfg.clip_vloss,
+            norm_adv_minibatch=cfg.norm_adv == "minibatch",
+            ent_coef=cfg.ent_coef,
+            vf_coef=cfg.vf_coef,
+            max_grad_norm=cfg.max_grad_norm,
+            adam_eps=cfg.adam_eps,
+        )
+        self.flat = flat.detach().clone().to(device)
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+        self.adam_steps = 0
+        self.epochs_done = 0
+        self.learning_rate = cfg.learning_rate
+
+    # --- schedules ---------------------------------------------------------------------------------------------------
+    def set_progress(self, progress: float) -> None:
+        """Set the learning rate: ``lr · (1 − progress)`` when annealed, else ``lr``."""
+        self.learning_rate = self.cfg.learning_rate * (1.0 - progress if self.cfg.anneal_lr else 1.0)
+
+    # --- the update --------------------------------------------------------------------------------------------------
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Run ``update_epochs`` passes over the rollout; waits for the device once per epoch only with ``target_kl``.
+
+        The KL rule: after each epoch, a mean KL over that epoch's valid rows above ``target_kl`` ends the update.
+
+        Raises:
+            ShapeError: an array of the rollout is not as ``cfg`` and the model say.
+        """
+        batch = self._stage(rollout)
+        stats = []
+        self._begin()
+        for _ in range(self.cfg.update_epochs):
+            order = kernels.permutation(self.cfg.batch_size, seed=self.cfg.seed, stream=self.epochs_done)
+            self.epochs_done += 1
+            stats.append(self._epoch(batch, order))
+            if self.cfg.target_kl is not None and self._mean_kl(stats[-1]) > self.cfg.target_kl:
+                break
+        self._end()
+        metrics = self._metrics(torch.stack(stats).sum(0))
+        return {**metrics, "learning_rate": self.learning_rate, "epochs": float(len(stats))}
+
+    def _begin(self) -> None:  # noqa: B027 - a hook, not every learner needs it
+        """Prepare the first epoch of an update."""
+
+    @abstractmethod
+    def _epoch(self, batch: dict[str, Float32], order: Order) -> Tensor:
+        """Step through the batch in minibatches of M rows in this order; return the sums that ``STATS`` names."""
+
+    def _end(self) -> None:  # noqa: B027
+        """Leave ``flat`` and the moments as the last epoch made them."""
+
+    def _stage(self, rollout: Rollout) -> dict[str, Float32]:
+        """Flatten to (B, ...) and put 0 wherever a row does not count, before any arithmetic touches it."""
+        self._check(rollout)
+        valid = rollout.valid.reshape(-1)
+
+        def rows(array: Float32) -> Float32:
+            return array.reshape(len(valid), *array.shape[2:])
+
+        def masked(array: Float32) -> Float32:
+            flat = rows(array)
+            return np.where(valid if flat.ndim == 1 else valid[:, None], flat, np.float32(0))
+
+        advantages = masked(rollout.advantages)
+        if self.cfg.norm_adv == "batch":
+            chosen = advantages[valid].astype(np.float64)
+            normed = (advantages - chosen.mean()) / (chosen.std() + ADV_EPS) if chosen.size else advantages
+            advantages = np.where(valid, normed, 0.0).astype(np.float32)
+        return {
+            "norm_obs": rows(rollout.norm_obs[:-1]),
+            "actions": masked(rollout.actions),
+            "log_probs": masked(rollout.log_probs),
+            "advantages": advantages,
+            "returns": masked(rollout.returns),
+            "values": rows(rollout.values),
+            "valid": valid.astype(np.float32),
+        }
+
+    def _check(self, rollout: Rollout) -> None:
+        steps, envs = self.cfg.num_steps, self.cfg.num_envs
+
+        def check(name: str, axes: str, *shape: int, dtype: np.dtype[Any] = FLOAT32) -> None:
+            check_array(name, getattr(rollout, name), dtype, axes, shape)
+
+        check("norm_obs", "(T+1, N, D)", steps + 1, envs, self.model.obs_dim)
+        check("actions", "(T, N, A)", steps, envs, self.model.act_dim)
+        for name in ("log_probs", "advantages", "returns", "values"):
+            check(name, "(T, N)", steps, envs)
+        check("valid", "(T, N)", steps, envs, dtype=BOOL)
+
+    def _mean_kl(self, stats: Tensor) -> float:
+        sums = stats.tolist()
+        return float(sums[STATS.index("approx_kl")] / max(sums[STATS.index("rows")], 1.0))
+
+    def _metrics(self, stats: Tensor) -> dict[str, float]:
+        sums = dict(zip(STATS, stats.tolist(), strict=True))
+        rows, steps = max(sums.pop("rows"), 1.0), max(sums.pop("steps"), 1.0)
+        grad_norm = sums.pop("grad_norm") / steps
+        return {**{name: total / rows for name, total in sums.items()}, "grad_norm": grad_norm}
+
+    # --- state -------------------------------------------------------------------------------------------------------
+    def state(self) -> dict[str, Tensor]:
+        """Return Adam's moments (P,) and the counters, on the CPU; the same of every learner."""
+        counters = torch.tensor([self.adam_steps, self.epochs_done], dtype=torch.int64)
+        moments = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        return {**{name: moment.cpu().clone() for name, moment in moments.items()}, "counters": counters}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state` returned."""
+        self.exp_avg.copy_(state["exp_avg"])
+        self.exp_avg_sq.copy_(state["exp_avg_sq"])
+        self.adam_steps, self.epochs_done = (int(value) for value in state["counters"])
+
+    def is_finite(self) -> bool:
+        """Return whether every parameter is finite; waits for the device."""
+        return math.isfinite(float(self.flat.sum()))
