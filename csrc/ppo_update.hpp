@@ -12,7 +12,7 @@
 namespace ppo_fast {
 namespace {
 
-constexpr float kLogSqrt2Pi = 0.9189385332046727F;
+constexpr double kLogSqrt2Pi = 0.91893853320467274178;
 constexpr float kAdvEps = 1e-8F;
 
 inline std::size_t gather_valid(State& s, const Rows& rows, const std::int64_t* index, std::size_t n) {
@@ -52,7 +52,7 @@ inline void normalise_advantages(float* advantages, std::size_t rows) {
 
 // s.actions becomes z = (a - mu) / sigma; s.ratio becomes log r, then r.
 inline void ratios(State& s, const float* mean, std::size_t rows, float* log_ratio, float log_std_sum) {
-    const float constant = kLogSqrt2Pi * static_cast<float>(s.act_dim);
+    const auto constant = static_cast<float>(kLogSqrt2Pi * static_cast<double>(s.act_dim));
     for (std::size_t m = 0; m < rows; ++m) {
         float* z = s.actions + m * s.act_pad;
         for (std::size_t j = 0; j < s.act_pad; j += kLanes) {
@@ -91,16 +91,16 @@ inline void loss_gradient(State& s, std::size_t rows, double* stats) {
     const Layer& mean = s.actor.layers[s.actor.num_layers - 1];
     const Layer& value = s.critic.layers[s.critic.num_layers - 1];
     const float* log_std = s.params + s.log_std;
-    float log_std_sum = 0.0F;
+    double log_std_sum = 0.0;
     for (std::size_t i = 0; i < s.act_dim; ++i) {
-        log_std_sum += log_std[i];
+        log_std_sum += static_cast<double>(log_std[i]);
     }
     for (std::size_t j = 0; j < s.act_pad; j += kLanes) {
         store(s.inv_std + j, exp(-load(log_std + j)));
         store(s.log_std_grad + j, V{});
     }
     float* log_ratio = s.slope;  // free until the loop below
-    ratios(s, mean.output, rows, log_ratio, log_std_sum);
+    ratios(s, mean.output, rows, log_ratio, static_cast<float>(log_std_sum));
 
     const float inv_count = 1.0F / static_cast<float>(rows);
     const float low = 1.0F - hp.clip_coef, high = 1.0F + hp.clip_coef;
@@ -133,10 +133,10 @@ inline void loss_gradient(State& s, std::size_t rows, double* stats) {
         s.grad[s.log_std + i] = s.log_std_grad[i] - hp.ent_coef;
     }
     const auto count = static_cast<double>(rows);
-    const float entropy = log_std_sum + static_cast<float>(s.act_dim) * (kLogSqrt2Pi + 0.5F);
+    const double entropy = log_std_sum + static_cast<double>(s.act_dim) * (kLogSqrt2Pi + 0.5);
     stats[kPolicyLoss] += policy_loss;
     stats[kValueLoss] += value_loss;
-    stats[kEntropy] += static_cast<double>(entropy) * count;
+    stats[kEntropy] += entropy * count;
     stats[kApproxKl] += kl;
     stats[kClipFrac] += clipped_rows;
     stats[kRows] += count;
