@@ -2,7 +2,7 @@
 //   y_l = act(b_l + x_l W_l),  x_{l+1} = y_l
 //   dW_l = x_l^T delta_l,  db_l = sum of the rows of delta_l,  delta_{l-1} = (delta_l W_l^T) act'(y_{l-1})
 // Every number is one sequential chain of fused multiply-adds over its inner index, so it depends neither on its place in
-// the minibatch nor on the minibatch's size; gradients sum over the rows in order.
+// the minibatch nor on the minibatch's size; gradients sum over the rows in order, slice after slice.
 #pragma once
 
 #include "ppo_state.hpp"
@@ -11,14 +11,14 @@
 namespace ppo_fast {
 namespace {
 
-// out[i, j] = start[j] + sum_p a[i, p] b[p, j], for a tile of kRows x (kVectors * kLanes) held in registers
+// out[i, j] = start[i, j] + sum_p a[i, p] b[p, j], for a tile of kRows x (kVectors * kLanes) held in registers
 template <int kRows, int kVectors>
 inline void tile(const float* a, std::size_t a_row, std::size_t a_inner, const float* b, std::size_t b_row,
-                 std::size_t inner, const float* start, float* out, std::size_t out_row) {
+                 std::size_t inner, const float* start, std::size_t start_row, float* out, std::size_t out_row) {
     V sum[kRows][kVectors];
     for (int i = 0; i < kRows; ++i) {
         for (int j = 0; j < kVectors; ++j) {
-            sum[i][j] = start ? load(start + j * kLanes) : V{};
+            sum[i][j] = start ? load(start + static_cast<std::size_t>(i) * start_row + j * kLanes) : V{};
         }
     }
     for (std::size_t p = 0; p < inner; ++p) {
@@ -42,13 +42,14 @@ inline void tile(const float* a, std::size_t a_row, std::size_t a_inner, const f
     }
 }
 
-struct Product {  // out (rows, cols) = start (cols) + a (rows, inner) b (inner, cols); cols is a multiple of kLanes
+struct Product {  // out (rows, cols) = start + a (rows, inner) b (inner, cols); cols is a multiple of kLanes
     const float* a;
     std::size_t a_row, a_inner;
     const float* b;
     std::size_t b_row;
     std::size_t rows, inner, cols;
-    const float* start;
+    const float* start;  // null: 0; with start_row 0 the same for every row
+    std::size_t start_row;
     float* out;
     std::size_t out_row;
 };
@@ -57,7 +58,8 @@ template <int kRows, int kVectors>
 inline std::size_t tiles_down(const Product& m, std::size_t col, std::size_t row) {
     for (; row + kRows <= m.rows; row += kRows) {
         tile<kRows, kVectors>(m.a + row * m.a_row, m.a_row, m.a_inner, m.b + col, m.b_row, m.inner,
-                              m.start ? m.start + col : nullptr, m.out + row * m.out_row + col, m.out_row);
+                              m.start ? m.start + row * m.start_row + col : nullptr, m.start_row,
+                              m.out + row * m.out_row + col, m.out_row);
     }
     return row;
 }
@@ -153,7 +155,7 @@ inline void forward(const State& s, const Net& net, std::size_t rows) {
     for (std::size_t l = 0; l < net.num_layers; ++l) {
         const Layer& layer = net.layers[l];
         multiply({x, x_row, 1, s.params + layer.weight, layer.out_pad, rows, layer.in, layer.out_pad,
-                  s.params + layer.bias, layer.output, layer.out_pad});
+                  s.params + layer.bias, 0, layer.output, layer.out_pad});
         if (l + 1 < net.num_layers) {
             activate(s.activation, layer.output, layer.slope, rows * layer.out_pad);
         }
@@ -162,16 +164,17 @@ inline void forward(const State& s, const Net& net, std::size_t rows) {
     }
 }
 
-// From the delta of the last layer to the gradient of every layer.
-inline void backward(const State& s, const Net& net, std::size_t rows) {
+// From the delta of the last layer to the gradient of every layer, which continues the sums of earlier slices.
+inline void backward(const State& s, const Net& net, std::size_t rows, bool first_slice) {
     for (std::size_t l = net.num_layers; l-- > 0;) {
         const Layer& layer = net.layers[l];
         const float* x = l > 0 ? net.layers[l - 1].output : s.obs;
         const std::size_t x_row = l > 0 ? net.layers[l - 1].out_pad : s.obs_dim;
-        multiply({x, 1, x_row, layer.delta, layer.out_pad, layer.in, rows, layer.out_pad, nullptr, s.grad + layer.weight,
-                  layer.out_pad});
+        float* weight = s.grad + layer.weight;
+        multiply({x, 1, x_row, layer.delta, layer.out_pad, layer.in, rows, layer.out_pad, first_slice ? nullptr : weight,
+                  layer.out_pad, weight, layer.out_pad});
         for (std::size_t j = 0; j < layer.out_pad; j += kLanes) {
-            V sum = V{};
+            V sum = first_slice ? V{} : load(s.grad + layer.bias + j);
             for (std::size_t m = 0; m < rows; ++m) {
                 sum += load(layer.delta + m * layer.out_pad + j);
             }
@@ -180,24 +183,27 @@ inline void backward(const State& s, const Net& net, std::size_t rows) {
         if (l > 0) {
             const Layer& below = net.layers[l - 1];
             multiply({layer.delta, layer.out_pad, 1, layer.backward, below.out_pad, rows, layer.out, below.out_pad, nullptr,
-                      below.delta, below.out_pad});
+                      0, below.delta, below.out_pad});
             chain(s.activation, below.delta, below.output, below.slope, rows * below.out_pad);
         }
     }
 }
 
-// layer.backward = the transpose of the packed weights; its padding is 0 from the start
+// layer.backward = the transpose of the packed weights; its padding is 0 from the start and stays 0
 inline void transpose(const State& s, const Net& net) {
-    constexpr std::size_t block = 16;
     for (std::size_t l = 1; l < net.num_layers; ++l) {
         const Layer& layer = net.layers[l];
         const std::size_t in_pad = padded(layer.in);
         const float* from = s.params + layer.weight;
-        for (std::size_t k0 = 0; k0 < layer.in; k0 += block) {
-            const std::size_t k1 = k0 + block < layer.in ? k0 + block : layer.in;
-            for (std::size_t c = 0; c < layer.out; ++c) {
-                for (std::size_t k = k0; k < k1; ++k) {
-                    layer.backward[c * in_pad + k] = from[k * layer.out_pad + c];
+        for (std::size_t c = 0; c < layer.out; c += 4) {  // the padding of the columns becomes rows of 0
+            float* to = layer.backward + c * in_pad;
+            std::size_t k = 0;
+            for (; k + 4 <= layer.in; k += 4) {
+                transpose4(from + k * layer.out_pad + c, layer.out_pad, to + k, in_pad);
+            }
+            for (; k < layer.in; ++k) {
+                for (std::size_t i = 0; i < 4; ++i) {
+                    to[i * in_pad + k] = from[k * layer.out_pad + c + i];
                 }
             }
         }

@@ -81,6 +81,7 @@ class PpoLearner {
     std::int64_t adam_steps() const { return state_.adam_steps; }
 
     void load(const float* flat, const float* exp_avg, const float* exp_avg_sq, std::int64_t adam_steps) {
+        std::fill_n(memory_.get(), size_, 0.0F);  // a NaN of an earlier update must not stay in the padding
         pack(flat, state_.params);
         pack(exp_avg, state_.exp_avg);
         pack(exp_avg_sq, state_.exp_avg_sq);
@@ -132,6 +133,7 @@ class PpoLearner {
 
     // Give every buffer its part of one block of zeros; called first to count, then to place.
     std::size_t place(float* block) {
+        const std::size_t slice = std::min(max_rows_, kSlice);
         std::size_t used = 0;
         const auto take = [&](float*& buffer, std::size_t size) {
             buffer = block == nullptr ? nullptr : block + used;
@@ -144,17 +146,17 @@ class PpoLearner {
             for (std::size_t l = 0; l < net->size(); ++l) {
                 Layer& layer = (*net)[l];
                 const bool silu = state_.activation == Activation::silu && l + 1 < net->size();
-                take(layer.output, max_rows_ * layer.out_pad);
-                take(layer.slope, silu ? max_rows_ * layer.out_pad : 0);
-                take(layer.delta, max_rows_ * layer.out_pad);
-                take(layer.backward, l > 0 ? layer.out * padded(layer.in) : 0);
+                take(layer.output, slice * layer.out_pad);
+                take(layer.slope, silu ? slice * layer.out_pad : 0);
+                take(layer.delta, slice * layer.out_pad);
+                take(layer.backward, l > 0 ? layer.out_pad * padded(layer.in) : 0);
             }
         }
-        take(state_.obs, max_rows_ * state_.obs_dim);
-        take(state_.actions, max_rows_ * state_.act_pad);
-        for (float** column : {&state_.log_probs, &state_.advantages, &state_.returns, &state_.values, &state_.ratio,
-                               &state_.slope}) {
-            take(*column, max_rows_);
+        take(state_.advantages, max_rows_);
+        take(state_.obs, slice * state_.obs_dim);
+        take(state_.actions, slice * state_.act_pad);
+        for (float** column : {&state_.log_probs, &state_.returns, &state_.values, &state_.ratio, &state_.slope}) {
+            take(*column, slice);
         }
         take(state_.inv_std, state_.act_pad);
         take(state_.log_std_grad, state_.act_pad);
@@ -162,11 +164,13 @@ class PpoLearner {
     }
 
     void allocate() {
-        const std::size_t size = place(nullptr);
+        size_ = place(nullptr);
         constexpr std::align_val_t alignment{64};
-        memory_.reset(static_cast<float*>(::operator new(size * sizeof(float), alignment)));
-        std::fill_n(memory_.get(), size, 0.0F);
+        memory_.reset(static_cast<float*>(::operator new(size_ * sizeof(float), alignment)));
+        std::fill_n(memory_.get(), size_, 0.0F);
         place(memory_.get());
+        index_.resize(max_rows_);
+        state_.index = index_.data();
     }
 
     template <typename Move>
@@ -214,6 +218,8 @@ class PpoLearner {
     std::size_t num_params_ = 0;
     State state_{};
     std::vector<Layer> actor_, critic_;
+    std::vector<std::int64_t> index_;
+    std::size_t size_ = 0;
     std::unique_ptr<float, Free> memory_;
 };
 

@@ -2,7 +2,8 @@
 //
 // Packed layout of parameters, gradient and Adam's moments alike: per layer the weights transposed, (in, out_pad), then the
 // bias, (out_pad); then log sigma, (act_pad). Widths are padded to kPad floats; padding is 0 and stays 0.
-// Axes: B rows of the batch, M rows of a minibatch, D observation, A action, P parameters.
+// A minibatch is worked through in slices of kSlice rows, so that a slice stays in the cache.
+// Axes: B rows of the batch, M rows of a minibatch, S rows of a slice, D observation, A action, P parameters.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +13,8 @@ namespace ppo_fast {
 
 constexpr std::size_t kPad = 16;  // the widest vector, so that the layout is the same on every level
 
+constexpr std::size_t kSlice = 128;
+
 constexpr std::size_t padded(std::size_t width) { return (width + kPad - 1) / kPad * kPad; }
 
 enum class Activation { tanh, relu, elu, silu };
@@ -19,10 +22,10 @@ enum class Activation { tanh, relu, elu, silu };
 struct Layer {
     std::size_t in, out, out_pad;
     std::size_t weight, bias;  // where they begin in the packed layout
-    float* output;             // (M, out_pad) after the activation
-    float* slope;              // (M, out_pad) derivative of the activation; SiLU only, the others' follows from the output
-    float* delta;              // (M, out_pad) derivative of the loss by the affine output
-    float* backward;           // (out, padded(in)) the weights as the models have them; null in the first layer
+    float* output;             // (S, out_pad) after the activation
+    float* slope;              // (S, out_pad) derivative of the activation; SiLU only, the others' follows from the output
+    float* delta;              // (S, out_pad) derivative of the loss by the affine output
+    float* backward;           // (out_pad, padded(in)) the weights as the models have them; null in the first layer
 };
 
 struct Net {
@@ -52,9 +55,12 @@ struct State {
     Hyper hyper;
     float *params, *grad, *exp_avg, *exp_avg_sq;  // packed
     std::int64_t adam_steps;
-    // one minibatch, its valid rows only, in order
-    float *obs, *actions;                                             // (M, D), (M, act_pad)
-    float *log_probs, *advantages, *returns, *values, *ratio, *slope;  // (M,)
+    // the valid rows of one minibatch, in order
+    std::int64_t* index;  // (M,) where they are in the batch
+    float* advantages;    // (M,)
+    // one slice of them
+    float *obs, *actions;                                // (S, D), (S, act_pad)
+    float *log_probs, *returns, *values, *ratio, *slope;  // (S,)
     float *inv_std, *log_std_grad;                                    // (act_pad,)
 };
 

@@ -15,22 +15,28 @@ namespace {
 constexpr double kLogSqrt2Pi = 0.91893853320467274178;
 constexpr float kAdvEps = 1e-8F;
 
-inline std::size_t gather_valid(State& s, const Rows& rows, const std::int64_t* index, std::size_t n) {
-    std::size_t m = 0;
+// Find the rows that count; their advantages are needed at once, to be normalised over all of them.
+inline std::size_t select_valid(State& s, const Rows& rows, const std::int64_t* index, std::size_t n) {
+    std::size_t count = 0;
     for (std::size_t i = 0; i < n; ++i) {
-        const auto row = static_cast<std::size_t>(index[i]);
-        if (!(rows.valid[row] > 0.0F)) {
-            continue;
+        if (rows.valid[index[i]] > 0.0F) {
+            s.index[count] = index[i];
+            s.advantages[count] = rows.advantages[index[i]];
+            ++count;
         }
+    }
+    return count;
+}
+
+inline void gather_slice(State& s, const Rows& rows, const std::int64_t* index, std::size_t n) {
+    for (std::size_t m = 0; m < n; ++m) {
+        const auto row = static_cast<std::size_t>(index[m]);
         std::memcpy(s.obs + m * s.obs_dim, rows.norm_obs + row * s.obs_dim, s.obs_dim * sizeof(float));
         std::memcpy(s.actions + m * s.act_pad, rows.actions + row * s.act_dim, s.act_dim * sizeof(float));
         s.log_probs[m] = rows.log_probs[row];
-        s.advantages[m] = rows.advantages[row];
         s.returns[m] = rows.returns[row];
         s.values[m] = rows.values[row];
-        ++m;
     }
-    return m;
 }
 
 inline void normalise_advantages(float* advantages, std::size_t rows) {
@@ -85,39 +91,32 @@ inline float value_slope(const Hyper& hp, float value, float old_value, float ta
     return far > near ? error : near > far ? near_slope : 0.5F * (error + near_slope);  // at a tie as torch.maximum
 }
 
-// From means and values of the forward pass to the deltas of both heads and the gradient of log sigma.
-inline void loss_gradient(State& s, std::size_t rows, double* stats) {
+struct Totals {
+    double policy_loss, value_loss, kl, clipped_rows;
+};
+
+// From means and values of one slice to the deltas of both heads and the sum for the gradient of log sigma.
+inline void slice_loss(State& s, const float* advantages, std::size_t rows, float inv_count, float log_std_sum,
+                       Totals& totals) {
     const Hyper& hp = s.hyper;
     const Layer& mean = s.actor.layers[s.actor.num_layers - 1];
     const Layer& value = s.critic.layers[s.critic.num_layers - 1];
-    const float* log_std = s.params + s.log_std;
-    double log_std_sum = 0.0;
-    for (std::size_t i = 0; i < s.act_dim; ++i) {
-        log_std_sum += static_cast<double>(log_std[i]);
-    }
-    for (std::size_t j = 0; j < s.act_pad; j += kLanes) {
-        store(s.inv_std + j, exp(-load(log_std + j)));
-        store(s.log_std_grad + j, V{});
-    }
     float* log_ratio = s.slope;  // free until the loop below
-    ratios(s, mean.output, rows, log_ratio, static_cast<float>(log_std_sum));
+    ratios(s, mean.output, rows, log_ratio, log_std_sum);
 
-    const float inv_count = 1.0F / static_cast<float>(rows);
     const float low = 1.0F - hp.clip_coef, high = 1.0F + hp.clip_coef;
-    double policy_loss = 0.0, value_loss = 0.0, kl = 0.0, clipped_rows = 0.0;
     for (std::size_t m = 0; m < rows; ++m) {
-        const float r = s.ratio[m], advantage = s.advantages[m];
+        const float r = s.ratio[m], advantage = advantages[m];
         const float plain = -advantage * r, clipped = -advantage * (r < low ? low : r > high ? high : r);
         const bool cut = plain < clipped;  // false with NaN, which then reaches the gradient and the loss
-        policy_loss += static_cast<double>(cut ? clipped : plain);
-        kl += static_cast<double>(r - 1.0F - log_ratio[m]);
-        clipped_rows += __builtin_fabsf(r - 1.0F) > hp.clip_coef ? 1.0 : 0.0;
-        const float slope = cut ? 0.0F : plain * inv_count;  // of the loss by log pi: -A r / count
-        s.slope[m] = slope;
+        totals.policy_loss += static_cast<double>(cut ? clipped : plain);
+        totals.kl += static_cast<double>(r - 1.0F - log_ratio[m]);
+        totals.clipped_rows += __builtin_fabsf(r - 1.0F) > hp.clip_coef ? 1.0 : 0.0;
+        s.slope[m] = cut ? 0.0F : plain * inv_count;  // of the loss by log pi: -A r / count
 
         float loss;
         const float by_value = value_slope(hp, value.output[m * value.out_pad], s.values[m], s.returns[m], &loss);
-        value_loss += static_cast<double>(loss);
+        totals.value_loss += static_cast<double>(loss);
         value.delta[m * value.out_pad] = hp.vf_coef * inv_count * by_value;  // the padding beside it is 0 from the start
     }
     for (std::size_t m = 0; m < rows; ++m) {
@@ -129,17 +128,6 @@ inline void loss_gradient(State& s, std::size_t rows, double* stats) {
             store(s.log_std_grad + j, load(s.log_std_grad + j) + fma(scaled, load(z + j), -slope));
         }
     }
-    for (std::size_t i = 0; i < s.act_dim; ++i) {  // the padding of the gradient stays 0
-        s.grad[s.log_std + i] = s.log_std_grad[i] - hp.ent_coef;
-    }
-    const auto count = static_cast<double>(rows);
-    const double entropy = log_std_sum + static_cast<double>(s.act_dim) * (kLogSqrt2Pi + 0.5);
-    stats[kPolicyLoss] += policy_loss;
-    stats[kValueLoss] += value_loss;
-    stats[kEntropy] += entropy * count;
-    stats[kApproxKl] += kl;
-    stats[kClipFrac] += clipped_rows;
-    stats[kRows] += count;
 }
 
 void refresh(State& s) {
@@ -148,7 +136,7 @@ void refresh(State& s) {
 }
 
 std::size_t gradient(State& s, const Rows& rows, const std::int64_t* index, std::size_t n, double* stats) {
-    const std::size_t count = gather_valid(s, rows, index, n);
+    const std::size_t count = select_valid(s, rows, index, n);
     if (count == 0) {
         std::memset(s.grad, 0, s.packed_size * sizeof(float));
         return 0;
@@ -156,11 +144,35 @@ std::size_t gradient(State& s, const Rows& rows, const std::int64_t* index, std:
     if (s.hyper.norm_adv_minibatch) {
         normalise_advantages(s.advantages, count);
     }
-    forward(s, s.actor, count);
-    forward(s, s.critic, count);
-    loss_gradient(s, count, stats);
-    backward(s, s.actor, count);
-    backward(s, s.critic, count);
+    const float* log_std = s.params + s.log_std;
+    double log_std_sum = 0.0;
+    for (std::size_t i = 0; i < s.act_dim; ++i) {
+        log_std_sum += static_cast<double>(log_std[i]);
+    }
+    for (std::size_t j = 0; j < s.act_pad; j += kLanes) {
+        store(s.inv_std + j, exp(-load(log_std + j)));
+        store(s.log_std_grad + j, V{});
+    }
+    Totals totals{};
+    for (std::size_t start = 0; start < count; start += kSlice) {
+        const std::size_t size = count - start < kSlice ? count - start : kSlice;
+        gather_slice(s, rows, s.index + start, size);
+        forward(s, s.actor, size);
+        forward(s, s.critic, size);
+        slice_loss(s, s.advantages + start, size, 1.0F / static_cast<float>(count), static_cast<float>(log_std_sum), totals);
+        backward(s, s.actor, size, start == 0);
+        backward(s, s.critic, size, start == 0);
+    }
+    for (std::size_t i = 0; i < s.act_dim; ++i) {  // the padding of the gradient stays 0
+        s.grad[s.log_std + i] = s.log_std_grad[i] - s.hyper.ent_coef;
+    }
+    const double entropy = log_std_sum + static_cast<double>(s.act_dim) * (kLogSqrt2Pi + 0.5);
+    stats[kPolicyLoss] += totals.policy_loss;
+    stats[kValueLoss] += totals.value_loss;
+    stats[kEntropy] += entropy * static_cast<double>(count);
+    stats[kApproxKl] += totals.kl;
+    stats[kClipFrac] += totals.clipped_rows;
+    stats[kRows] += static_cast<double>(count);
     return count;
 }
 
@@ -194,7 +206,7 @@ double step(State& s, double learning_rate) {
         const V v = fma(decay2, load(s.exp_avg_sq + i), weight2 * g * g);
         store(s.exp_avg + i, m);
         store(s.exp_avg_sq + i, v);
-        store(s.params + i, fma(step_size, m / fma(sqrt(v), inv_sqrt_bias2, eps), load(s.params + i)));
+        store(s.params + i, fma(step_size, divide(m, fma(sqrt(v), inv_sqrt_bias2, eps)), load(s.params + i)));
     }
     refresh(s);
     return static_cast<double>(norm);

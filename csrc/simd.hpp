@@ -47,7 +47,15 @@ inline V load(const float* from) {
 
 inline void store(float* to, V value) { std::memcpy(to, &value, sizeof value); }
 
-inline V splat(float value) { return V{} + value; }
+inline V splat(float value) {
+#if defined(__AVX512F__)
+    return _mm512_set1_ps(value);
+#elif defined(__AVX2__)
+    return _mm256_set1_ps(value);
+#else
+    return V{value, value, value, value};
+#endif
+}
 
 inline V fma(V a, V b, V c) {
 #if defined(__AVX512F__)
@@ -73,6 +81,22 @@ inline V sqrt(V a) {
         a[i] = __builtin_sqrtf(a[i]);
     }
     return a;
+#endif
+}
+
+// a / b for 2^-126 <= b < 2^126, nearly always rounded correctly: a third of the time of the hardware's divider. From a guess by
+// the exponent bits (12 % off at most) three Newton steps square the error each time; the last line corrects the quotient.
+inline V divide(V a, V b) {
+#if defined(__AVX2__) || defined(__aarch64__)
+    const V one = splat(1.0F);
+    V r = (V)(0x7EF311C7 - (I)b);
+    r = fma(r, fma(-b, r, one), r);
+    r = fma(r, fma(-b, r, one), r);
+    r = fma(r, fma(-b, r, one), r);
+    const V q = a * r;
+    return fma(r, fma(-b, q, a), q);
+#else
+    return a / b;
 #endif
 }
 
@@ -125,6 +149,29 @@ inline V tanh(V x) {
     const V a = clamp(abs(x), 0.0F, 9.02F);
     const V e = expm1(a + a);
     return with_sign_of(e / (e + splat(2.0F)), x);
+}
+
+// The transpose of a 4 x 4 block; rows of a and b begin every a_row and b_row floats.
+inline void transpose4(const float* a, std::size_t a_row, float* b, std::size_t b_row) {
+    using Q = float __attribute__((vector_size(16)));
+    using QI = std::int32_t __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define PPO_FAST_SHUFFLE(x, y, i, j, k, l) __builtin_shufflevector(x, y, i, j, k, l)
+#else
+#define PPO_FAST_SHUFFLE(x, y, i, j, k, l) __builtin_shuffle(x, y, QI{i, j, k, l})
+#endif
+    Q in[4];
+    for (std::size_t i = 0; i < 4; ++i) {
+        std::memcpy(&in[i], a + i * a_row, sizeof(Q));
+    }
+    const Q low01 = PPO_FAST_SHUFFLE(in[0], in[1], 0, 4, 1, 5), high01 = PPO_FAST_SHUFFLE(in[0], in[1], 2, 6, 3, 7);
+    const Q low23 = PPO_FAST_SHUFFLE(in[2], in[3], 0, 4, 1, 5), high23 = PPO_FAST_SHUFFLE(in[2], in[3], 2, 6, 3, 7);
+    const Q out[4] = {PPO_FAST_SHUFFLE(low01, low23, 0, 1, 4, 5), PPO_FAST_SHUFFLE(low01, low23, 2, 3, 6, 7),
+                      PPO_FAST_SHUFFLE(high01, high23, 0, 1, 4, 5), PPO_FAST_SHUFFLE(high01, high23, 2, 3, 6, 7)};
+#undef PPO_FAST_SHUFFLE
+    for (std::size_t i = 0; i < 4; ++i) {
+        std::memcpy(b + i * b_row, &out[i], sizeof(Q));
+    }
 }
 
 // Sum of kFold partial sums in a fixed order.

@@ -366,6 +366,20 @@ def test_nan_and_infinity_in_a_valid_row_show_at_once(name: str, bad: float, act
     assert not (np.isfinite(list(metrics.values())).all() and learner.is_finite()) or saturates
 
 
+def test_a_learner_recovers_from_nan_when_good_state_is_loaded() -> None:
+    flat = training.random_parameters(MODEL, 9)
+    good, bad = (training.random_rollout(MODEL, flat, 9, reset_rows=0.0) for _ in range(2))
+    bad.norm_obs[0, 0, 0] = np.inf
+    fresh, hurt = (make_learner(MODEL, flat, minibatch_size=32) for _ in range(2))
+    state = hurt.state()
+    hurt.update(bad)
+    assert not hurt.is_finite()
+    hurt.flat.copy_(flat)
+    hurt.load(state)
+    assert hurt.update(good) == fresh.update(good)
+    assert snapshot(hurt) == snapshot(fresh)
+
+
 def test_a_minibatch_without_valid_rows_makes_no_step() -> None:
     flat = training.random_parameters(MODEL, 8)
     rollout = training.random_rollout(MODEL, flat, 8, reset_rows=0.0)
