@@ -154,10 +154,10 @@ inline V tanh(V x) {
 // The transpose of a 4 x 4 block; rows of a and b begin every a_row and b_row floats.
 inline void transpose4(const float* a, std::size_t a_row, float* b, std::size_t b_row) {
     using Q = float __attribute__((vector_size(16)));
-    using QI = std::int32_t __attribute__((vector_size(16)));
 #if defined(__clang__)
 #define PPO_FAST_SHUFFLE(x, y, i, j, k, l) __builtin_shufflevector(x, y, i, j, k, l)
 #else
+    using QI = std::int32_t __attribute__((vector_size(16)));
 #define PPO_FAST_SHUFFLE(x, y, i, j, k, l) __builtin_shuffle(x, y, QI{i, j, k, l})
 #endif
     Q in[4];
