@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ppo_fast.envs import EnvSpec
@@ -39,7 +40,7 @@ class Recording:
         return self.actions.shape[1]
 
 
-def record(worker: RolloutWorker, flat: object, steps: int) -> Recording:
+def record(worker: RolloutWorker, flat: torch.Tensor, steps: int) -> Recording:
     """Record at least ``steps`` steps of a worker that has not stepped yet, under the parameters ``flat``."""
     parts: dict[str, list[np.ndarray]] = {"actions": [], "rewards": [], "valid": []}
     while worker.steps_done < steps:
@@ -95,7 +96,7 @@ class EnvPoolAlone:
             env_steps += np.count_nonzero(state[self._elapsed])  # 0 on reset rows
             row[ids] += n
             pool._send([ids, ids, actions.take(row[ids], axis=0)])
-        return env_steps
+        return int(env_steps)
 
     def check(self, batches: int) -> None:
         """Assert that the first ``batches`` batches repeat the recording, whatever order the rows come in."""

@@ -40,7 +40,7 @@ def timed(work: Callable[[], int]) -> Lane:
     def lane() -> Sample:
         start = perf_counter()
         env_steps = work()
-        return Sample(env_steps, perf_counter() - start)
+        return Sample(int(env_steps), perf_counter() - start)
 
     return lane
 
@@ -87,7 +87,7 @@ class Paced:
             for name, value in row.items():
                 if name.startswith("time/"):
                     phases[name.removeprefix("time/")] = phases.get(name.removeprefix("time/"), 0.0) + value
-        return Sample(self._rows[-1]["env_steps"] - before, self._end - self._start, phases)
+        return Sample(int(self._rows[-1]["env_steps"] - before), self._end - self._start, phases)
 
     def close(self) -> None:
         """End the loop at its next iteration and wait for it."""

@@ -14,7 +14,9 @@ import pytest
 from ppo_fast import kernels
 from ppo_fast.reference import advantage, moments, rng, shuffle
 
+from ._measure import Sample
 from .conftest import Bench
+from .report import Row
 
 PASSES = 3
 SEED, GAMMA, LAMBDA = 7, 0.99, 0.95
@@ -51,7 +53,8 @@ def test_kernel(kernel: str, backend: str, bench: Bench, benchmark: Any) -> None
     if not bench.smoke:
         seconds = benchmark.stats.stats.median
         section = f"kernels, T = {shape[0]}, N = {shape[1]}, D = {shape[2]}, A = {shape[3]}"
-        bench.kernel(section, f"{kernel}, {backend}", shape[0] * shape[1], seconds, reference=f"{kernel}, reference")
+        row = Row(f"{kernel}, {backend}", [Sample(shape[0] * shape[1], seconds)], reference=f"{kernel}, reference")
+        bench.report.add(section, row)
 
 
 def gae(t: int, n: int, d: int, a: int) -> tuple[Call, tuple[np.ndarray, ...]]:

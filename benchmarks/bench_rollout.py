@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from ppo_fast import envs
 from ppo_fast.reference.ppo import PPO
@@ -31,12 +32,13 @@ def test_rollout(env_id: str, bench: Bench) -> None:
     try:
         above = {name: {"ceiling": tuple(alone), "reference": theirs} for name in lanes}
         bench.contest(f"{env_id}: collect", lanes, above)
+        bench.keep(f"{env_id}: collect", trained.trainer.cfg)
     finally:
         worker.env.close()
         reference.envs.close()
 
 
-def rollouts(worker: RolloutWorker, flat: object, number: int) -> int:
+def rollouts(worker: RolloutWorker, flat: torch.Tensor, number: int) -> int:
     return sum(worker.collect(flat).num_valid for _ in range(number))
 
 

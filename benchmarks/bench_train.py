@@ -11,6 +11,7 @@ from ._measure import Lane, Paced, Sample
 from ._training import PacedReference, PacedTrainer
 from .conftest import TASKS, Bench
 
+PRESETS = "fast", "sample"
 GATE = 0.65
 
 
@@ -20,7 +21,7 @@ def test_train(env_id: str, bench: Bench) -> None:
     lanes: dict[str, Lane] = dict(alone)
     rows = {name: {"ceiling": tuple(alone)} for name in alone}
     with ExitStack() as stack:
-        for preset, iterations in (("fast", 2 * TASKS[env_id]), ("sample", 2 * TASKS[env_id])):
+        for preset in PRESETS:
             cfg = bench.config(env_id, preset)
             fast, reference = PacedTrainer(cfg), PacedReference(cfg)
             stack.enter_context(closing(fast))
@@ -28,14 +29,12 @@ def test_train(env_id: str, bench: Bench) -> None:
             learner = fast.trainer.learner
             mode = f"compiled in {learner.compile_s:.1f} s" if learner.mode == "compile" else learner.mode
             names = f"ppo_fast, preset {preset}", f"reference, batch of preset {preset}"
-            lanes |= {names[0]: lane(fast, bench.steps(iterations)), names[1]: lane(reference, 1)}
+            lanes |= {names[0]: lane(fast, bench.steps(2 * TASKS[env_id])), names[1]: lane(reference, 1)}
             rows |= {name: {"ceiling": tuple(alone), "reference": names[1]} for name in names}
             rows[names[0]]["note"] = mode
-            bench.report.configs[f"{section}: {names[0]}"] = {
-                "config": cfg.to_dict(), "update": learner.mode, "compile_s": learner.compile_s
-            }  # fmt: skip
+            bench.keep(f"{section}, preset {preset}", cfg, update=learner.mode, compile_s=learner.compile_s)
         bench.contest(section, lanes, rows)
-    for preset in ("fast", "sample"):
+    for preset in PRESETS:
         row = bench.report.sections[section][f"ppo_fast, preset {preset}"]
         row.note = f"{shares(row.samples)}; update {row.note}"
     ratio = bench.report.of_ceiling(section, "ppo_fast, preset fast")

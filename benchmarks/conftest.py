@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from ppo_fast.envs.envpool import default_num_threads
 from ppo_fast.system import build_info
 
 from ._ceiling import Recording, record, steps_needed
-from ._measure import Lane, Machine, Sample, interleave
+from ._measure import Lane, Machine, interleave
 from ._training import PacedTrainer
 from .report import Report, Row, text
 
@@ -47,6 +48,13 @@ def pytest_configure(config: pytest.Config) -> None:
         if smoke and config.getoption(option):
             raise pytest.UsageError(f"--{option.replace('_', '-')} has no meaning with --benchmark-disable")
     config.option.benchmark_quiet = True  # the kernels' numbers are in our table
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+
+
+def pytest_report_header() -> str | None:
+    machine = Machine(default_num_threads(1 << 16))
+    busy = machine.load_average > 0.5 * machine.cpus
+    return f"busy machine: load average {machine.load_average:.1f} on {machine.cpus} CPUs" if busy else None
 
 
 @dataclass
@@ -85,9 +93,9 @@ class Bench:
             assert all(sample.env_steps > 0 and sample.seconds > 0 for sample in measured), name
             self.report.add(section, Row(name, measured, **rows.get(name, {})))
 
-    def kernel(self, section: str, name: str, rows: int, seconds: float, reference: str) -> None:
-        """Report one timing of a kernel over ``rows`` transitions."""
-        self.report.add(section, Row(name, [Sample(rows, seconds)], reference=reference))
+    def keep(self, name: str, cfg: Config, **facts: Any) -> None:
+        """Save the options of a run with the results, but not where its files were."""
+        self.report.configs[name] = {k: v for k, v in cfg.to_dict().items() if k != "run_dir"} | facts
 
     def ceiling_steps(self, env_id: str) -> int:
         """Return how many steps of each environment a ceiling lane takes: about a second on two cores."""
@@ -123,6 +131,7 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if not smoke:  # else torch would answer from the cache of an earlier run, and compile times would mean nothing
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
     torch.set_num_threads(1)  # as the trainers do
+    logging.getLogger("torch.__trace").propagate = False  # thousands of lines that would bury a failed assertion
     machine = Machine(default_num_threads(1 << 16))
     bench = Bench(smoke, request.config.getoption("gate"), machine, folder)
     request.config.stash[_BENCH] = bench
@@ -155,7 +164,6 @@ def save(bench: Bench, rows: list[dict[str, Any]], info: dict[str, Any], args: l
     name = f"{date}_{commit or 'nocommit'}"
     taken = len(list((HERE / "results").glob(f"{name}*/speed.json")))
     folder = HERE / "results" / (f"{name}_{taken + 1}" if taken else name)
-    folder.mkdir(parents=True, exist_ok=True)
     result = {
         "date": date,
         "commit": commit,
@@ -169,8 +177,10 @@ def save(bench: Bench, rows: list[dict[str, Any]], info: dict[str, Any], args: l
         "configs": bench.report.configs,
         "rows": rows,
     }
+    saved = json.dumps(result, indent=1) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "speed.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(saved)
     return path
 
 

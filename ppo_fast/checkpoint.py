@@ -11,6 +11,7 @@ A checkpoint is written to a temporary directory, synced, and renamed; nothing i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -25,6 +26,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ppo_fast.errors import CheckpointError
+from ppo_fast.files import sync_dir, to_json, write_synced
 
 log = logging.getLogger(__name__)
 
@@ -43,52 +45,63 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees all of it or what stood there before."""
-    tmp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        _write_synced(tmp, data)
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
-    _sync_dir(path.parent)
+class _OtherFormatError(CheckpointError):
+    """A checkpoint that is whole, but of a format that this version does not read."""
 
 
-def to_json(value: Any) -> bytes:
-    """Encode as indented JSON that every parser reads (NaN and infinity are refused)."""
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+def path_of(directory: Path, env_steps: int) -> Path:
+    """Return where the checkpoint of ``env_steps`` is, or would be."""
+    return directory / f"step_{env_steps:012d}"
 
 
 def save(
-    directory: Path, env_steps: int, *, model: dict[str, Tensor], train: dict[str, Tensor], state: dict[str, Any],
+    directory: Path,
+    env_steps: int,
+    *,
+    model: dict[str, Tensor],
+    train: dict[str, Tensor],
+    state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write ``directory/step_<env_steps>`` atomically, then remove the oldest beyond ``keep``.
+    """Write ``directory/step_<env_steps>`` atomically, then remove the oldest beyond ``keep`` (never the new one).
 
     Returns:
         The checkpoint's path.
+
+    Raises:
+        CheckpointError: it cannot be written; those that were there before still are.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    remove_stale(directory)
-    final = directory / f"step_{env_steps:012d}"
+    final = path_of(directory, env_steps)
     tmp = directory / f".tmp-{os.getpid()}-{final.name}"
-    tmp.mkdir()
     contents = {
         "model.safetensors": safetensors.torch.save({k: v.contiguous() for k, v in model.items()}),
         "train.safetensors": safetensors.torch.save({k: v.contiguous() for k, v in train.items()}),
         "state.json": to_json({"format_version": FORMAT_VERSION, **state}),
     }
-    manifest = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
-    for name, data in contents.items():
-        _write_synced(tmp / name, data)
-    _write_synced(tmp / "manifest.json", to_json({"format_version": FORMAT_VERSION, "files": manifest}))
-    _sync_dir(tmp)
-    if final.exists():  # the same step again, after a resume: the new one is as good as the old one
-        shutil.rmtree(final)
-    os.rename(tmp, final)
-    _sync_dir(directory)
-    for old in find(directory)[keep:]:
-        shutil.rmtree(old)
+    manifest = {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        remove_stale(directory)
+        tmp.mkdir()
+        for name, data in contents.items():
+            write_synced(tmp / name, data)
+        write_synced(tmp / "manifest.json", to_json({"format_version": FORMAT_VERSION, "files": manifest}))
+        sync_dir(tmp)
+        if final.exists():  # a rename cannot replace a directory: the old one steps aside until the new one is in
+            os.rename(final, _doomed(final))
+        os.rename(tmp, final)
+        sync_dir(directory)
+    except OSError as err:
+        shutil.rmtree(tmp, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rename(_doomed(final), final)
+        raise CheckpointError(f"checkpoint {final} cannot be written: {err.strerror}") from err
+    with contextlib.suppress(OSError):  # an old one that stays costs space, not the run
+        for old in [path for path in find(directory) if path != final][keep - 1 :]:
+            os.rename(old, _doomed(old))  # gone at once, or a kill would leave half of it under its name
+    remove_stale(directory)
     return final
 
 
@@ -105,6 +118,18 @@ def remove_stale(directory: Path) -> None:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
+def set_aside(path: Path, suffix: str) -> Path:
+    """Rename a checkpoint so that it is no longer found, and return its new path."""
+    aside = path.with_name(path.name + suffix)
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(path, aside)
+    return aside
+
+
+def _doomed(path: Path) -> Path:
+    return path.with_name(f".tmp-{os.getpid()}-doomed-{path.name}")
+
+
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint and verify every byte.
 
@@ -112,62 +137,82 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: it is missing, damaged, or of a format that this version does not read; the file is named.
     """
     manifest = _read_json(path / "manifest.json")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has checkpoint format {manifest.get('format_version')!r}; this version reads {FORMAT_VERSION}"
-        )
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        text = f"{path} has checkpoint format {version!r}; this version reads {FORMAT_VERSION}"
+        # The version stands in two files, so that a flipped bit is not taken for a format.
+        whole = _read_json(path / "state.json").get("format_version") == version
+        raise _OtherFormatError(text) if whole else CheckpointError(text)
     files = manifest.get("files")
     if not isinstance(files, dict) or set(files) != set(_FILES):
         raise CheckpointError(f"{path / 'manifest.json'} must list exactly {', '.join(_FILES)}")
-    data: dict[str, bytes] = {}
-    for name in _FILES:
-        data[name] = _read_verified(path / name, files[name])
+    data = {name: _read_verified(path / name, files[name]) for name in _FILES}
     try:
         tensors = [safetensors.torch.load(data[name]) for name in _TENSOR_FILES]
     except (safetensors.SafetensorError, ValueError) as err:
         raise CheckpointError(f"{path} holds tensors that cannot be read: {err}") from None
-    return Checkpoint(path, tensors[0], tensors[1], json.loads(data["state.json"]))
+    return Checkpoint(path, tensors[0], tensors[1], _parse_json(path / "state.json", data["state.json"]))
 
 
-def load_newest(directory: Path) -> Checkpoint:
-    """Read the newest good checkpoint below ``directory``; damaged ones are named, set aside, and passed over.
+def load_newest(directory: Path, *, rename_damaged: bool = False) -> Checkpoint:
+    """Read the newest good checkpoint below ``directory``; damaged ones are named in a warning and passed over.
+
+    Args:
+        directory: ``checkpoints`` of a run.
+        rename_damaged: set damaged ones aside as ``step_....corrupt``; for whoever is going to write here.
 
     Raises:
-        CheckpointError: there is none, or none is good.
+        CheckpointError: there is none, none is good, or the newest is whole but of another format.
     """
     candidates = find(directory)
     for path in candidates:
         try:
             return load(path)
+        except _OtherFormatError:
+            raise
         except CheckpointError as err:
-            aside = path.with_name(path.name + ".corrupt")
-            log.warning("damaged checkpoint set aside as %s: %s", aside.name, err)
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(path, aside)
-    what = f"all {len(candidates)} checkpoints in {directory} are damaged" if candidates else f"no checkpoint in {directory}"
-    raise CheckpointError(what)
+            what = "passed over"
+            if rename_damaged:
+                try:
+                    what = f"set aside as {set_aside(path, '.corrupt').name}"
+                except OSError as failure:
+                    what += f" (it cannot be renamed: {failure.strerror})"
+            log.warning("damaged checkpoint %s: %s", what, err)
+    if candidates:
+        raise CheckpointError(f"all {len(candidates)} checkpoints in {directory} are damaged")
+    raise CheckpointError(f"no checkpoint in {directory}")
 
 
-def locate(path: str | Path) -> Checkpoint:
+def locate(path: str | Path, *, rename_damaged: bool = False) -> Checkpoint:
     """Read the checkpoint that ``path`` means: a run directory (its newest) or one checkpoint directory.
 
     Raises:
         CheckpointError: there is nothing to read at ``path``.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"no run or checkpoint at {str(path)!r}")
-    if (path / "manifest.json").exists() or path.name.startswith("step_"):
+    try:
+        if not path.exists():
+            raise CheckpointError(f"no run or checkpoint at {str(path)!r}")
+        is_one = (path / "manifest.json").exists() or path.name.startswith("step_")
+    except OSError as err:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {err.strerror}") from None
+    if is_one:
         return load(path)
-    return load_newest(path / "checkpoints")
+    return load_newest(path / "checkpoints", rename_damaged=rename_damaged)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as err:
         raise CheckpointError(f"{path} cannot be read: {err.strerror}") from None
-    except ValueError:
+    return _parse_json(path, data)
+
+
+def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is not JSON") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object")
@@ -177,30 +222,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_verified(path: Path, entry: Any) -> bytes:
     try:
         size, digest = int(entry["size"]), str(entry["sha256"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path.parent / 'manifest.json'} has no size and sha256 for {path.name}") from None
+    try:
         if path.stat().st_size != size:
             raise CheckpointError(f"{path} is damaged: its size is not the {size} bytes of the manifest")
         data = path.read_bytes()
     except OSError as err:
         raise CheckpointError(f"{path} cannot be read: {err.strerror}") from None
-    except (KeyError, TypeError, ValueError) as err:
-        if isinstance(err, CheckpointError):
-            raise
-        raise CheckpointError(f"{path.parent / 'manifest.json'} has no size and sha256 for {path.name}") from None
     if hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not that of the manifest")
     return data
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_dir(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import logging
+import re
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from ppo_fast import checkpoint
-from ppo_fast.config import Config, from_dict, read_toml
-from ppo_fast.errors import NonFiniteError, PPOFastError
+from ppo_fast.config import Config, describe_type, from_dict, read_toml
+from ppo_fast.errors import CheckpointError, ConfigError, NonFiniteError, PPOFastError, did_you_mean
 from ppo_fast.presets import resolve_options
 
 EXIT_NON_FINITE = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+Options = TypeVar("Options")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +40,9 @@ def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
     """Build the config: built-in < preset of the task < config of the resumed run < ``--config`` file < command line.
 
     Raises:
-        ConfigError, CheckpointError: a value is not allowed, or a file named by an option cannot be read.
-        SystemExit: ``--help``, or an unknown option (named with its neighbours, exit code 2).
+        ConfigError, CheckpointError: an option is unknown (its neighbours are named), a value is not allowed, or a file
+            named by an option cannot be read.
+        SystemExit: ``--help``.
     """
     early, rest = _early_options(args)
     layers: list[Mapping[str, Any]] = []
@@ -47,16 +54,16 @@ def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
     if known.get("resume"):
         layers.insert(0, _resumed_config(known["resume"], known.get("run_dir", "")))
     base = resolve_options(*layers, named)
-    options = tyro.cli(_Options, prog=prog, description=description, args=rest, default=_Options(**base))
+    options = parse_options(_Options, rest, prog=prog, description=description, default=_Options(**base))
     return Config(**dataclasses.asdict(options))
 
 
 def _early_options(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read the options that decide what the defaults of all others are; ``--config`` is not seen by tyro."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     early, rest = parser.parse_known_args(args)
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek = _Parser(add_help=False, allow_abbrev=False)
     for flags in (("--env",), ("--preset",), ("--resume",), ("--run-dir", "--run_dir")):
         peek.add_argument(*flags)
     return peek.parse_known_args(rest, namespace=early)[0], rest
@@ -68,11 +75,76 @@ def _resumed_config(resume: str, run_dir: str) -> dict[str, Any]:
         directory = Path(run_dir) / "checkpoints"
         if not run_dir or not checkpoint.find(directory):
             return {}
-        saved = checkpoint.load_newest(directory)
+        saved = checkpoint.load_newest(directory, rename_damaged=True)
     else:
-        saved = checkpoint.locate(resume)
-    options = from_dict(saved.state["config"], source=str(saved.path))
+        saved = checkpoint.locate(resume, rename_damaged=True)
+    config = saved.state.get("config")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{saved.path} does not fit this version: no config of a run in it")
+    options = from_dict(config, source=str(saved.path))
     return {name: value for name, value in options.items() if name not in ("resume", "run_dir")}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse_options(
+    kind: type[Options],
+    args: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str | None = None,
+    default: Options | None = None,
+) -> Options:
+    """Parse ``args`` (None: those of this process) with tyro into a ``kind``, a dataclass; its errors become one line.
+
+    Raises:
+        ConfigError: an option is unknown, or a value is missing or of another type.
+        SystemExit: ``--help``.
+    """
+    args = sys.argv[1:] if args is None else args
+    hints = typing.get_type_hints(kind)
+    known = {f"--{name}".replace("_", "-") for name in hints}
+    known |= {f"--no-{name}".replace("_", "-") for name, hint in hints.items() if hint is bool}
+    for arg in args:
+        flag = arg.partition("=")[0]
+        if re.match(r"--[^-]", flag) and flag.replace("_", "-") not in known | {"--help"}:
+            raise ConfigError(f"unknown option {flag!r}{did_you_mean(flag.replace('_', '-'), known)}")
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed = tyro.cli(kind, prog=prog, description=description, args=args, default=default)
+            return typing.cast(Options, parsed)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_one_line(complaint.getvalue(), args, hints)) from None
+
+
+def _one_line(complaint: str, args: Sequence[str], hints: Mapping[str, Any]) -> str:
+    """Say what tyro says in a box: the option that it stumbled over, what is allowed, and what was given."""
+    words = " ".join(re.sub("[│╭╮╰╯]", " ", complaint).split())
+    found = re.search(r"(?:parsing |argument ')--([a-z-]+)", words)
+    if found and (name := found[1].replace("-", "_")) in hints:
+        return f"{name} must be {describe_type(hints[name])}, got {_given(f'--{found[1]}', args)!r}"
+    parts = [part.strip(" ─") for part in re.split("[-─]{3,}", words)]
+    return max(parts[:2], key=len)  # the title, or the text below it
+
+
+def _given(flag: str, args: Sequence[str]) -> str:
+    """Return what follows ``flag`` on the command line."""
+    values: list[str] = []
+    inside = False
+    for arg in args:
+        head, equals, tail = arg.partition("=")
+        if arg.startswith("--"):
+            inside = head.replace("_", "-") == flag
+            values = ([tail] if equals else []) if inside else values
+        elif inside:
+            values.append(arg)
+    return " ".join(values)
 
 
 def run_command(main: Callable[[], None], *, prog: str) -> int:
@@ -82,10 +154,10 @@ def run_command(main: Callable[[], None], *, prog: str) -> int:
     try:
         main()
     except NonFiniteError as err:
-        print(f"{prog}: stopped: {err}", file=sys.stderr)
+        print(f"{prog}: stopped: {' '.join(str(err).split())}", file=sys.stderr)
         return EXIT_NON_FINITE
     except PPOFastError as err:
-        print(f"{prog}: error: {err}", file=sys.stderr)
+        print(f"{prog}: error: {' '.join(str(err).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

@@ -65,9 +65,9 @@ class Config:
     # --- PPO ---------------------------------------------------------------------------------------------------------
     num_steps: int = 64
     """steps per environment per rollout (T)"""
-    minibatch_size: int = 1024
+    minibatch_size: int = 256
     """rows per optimizer step (M); divides num_envs * num_steps"""
-    update_epochs: int = 5
+    update_epochs: int = 10
     """passes over the batch per update"""
     learning_rate: float = 3e-4
     """Adam's step size at the start"""
@@ -147,17 +147,21 @@ FIELDS: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
 
 
 def from_dict(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """Check the keys of ``values`` against the fields of ``Config`` and turn lists into tuples.
+    """Check the keys and types of ``values`` against the fields of ``Config`` and turn lists into tuples.
 
     Raises:
-        ConfigError: a key is no option; the message names ``source`` and the nearest options.
+        ConfigError: a key is no option, or a value is of another type; the message names ``source``.
     """
+    hints = typing.get_type_hints(Config)
     out: dict[str, Any] = {}
-    for raw_key, value in values.items():
+    for raw_key, raw_value in values.items():
         key = raw_key.replace("-", "_")
         if key not in FIELDS:
             raise ConfigError(f"{source}: unknown option {raw_key!r}{did_you_mean(key, FIELDS)}")
-        out[key] = tuple(value) if isinstance(value, list) else value
+        value = tuple(raw_value) if isinstance(raw_value, list) else raw_value
+        if not _matches(value, hints[key]):
+            raise ConfigError(f"{source}: {key} must be {describe_type(hints[key])}, got {raw_value!r}")
+        out[key] = value
     return out
 
 
@@ -165,14 +169,14 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file of flat ``option = value`` lines.
 
     Raises:
-        ConfigError: the file is missing, is no TOML, or has an unknown key.
+        ConfigError: the file is missing, is no TOML, has an unknown key, or a value of another type.
     """
     try:
         with open(path, "rb") as file:
             values = tomllib.load(file)
     except OSError as err:
         raise ConfigError(f"--config {str(path)!r} cannot be read: {err.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+    except (ValueError, RecursionError) as err:  # no TOML, no UTF-8, or absurd
         raise ConfigError(f"--config {str(path)!r} is not TOML: {err}") from None
     return from_dict(values, source=str(path))
 
@@ -182,10 +186,10 @@ def check_types(cfg: Config) -> None:
     hints = typing.get_type_hints(Config)
     for name, hint in hints.items():
         value = getattr(cfg, name)
-        if hint is float and type(value) is int:
+        if not _matches(value, hint):
+            raise ConfigError(f"{name} must be {describe_type(hint)}, got {value!r}")
+        if type(value) is int and float in (hint, *typing.get_args(hint)):
             object.__setattr__(cfg, name, float(value))
-        elif not _matches(value, hint):
-            raise ConfigError(f"{name} must be {_describe(hint)}, got {value!r}")
 
 
 def _matches(value: Any, hint: Any) -> bool:
@@ -197,18 +201,19 @@ def _matches(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and all(_matches(item, typing.get_args(hint)[0]) for item in value)
     if hint is float:
-        return type(value) in (int, float)
+        return type(value) is float or (type(value) is int and abs(value) < 2**1000)  # more would not fit a float
     return type(value) is hint  # bool is not accepted where int is meant
 
 
-def _describe(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
+    """Return in words what a type hint of an option allows."""
     origin = typing.get_origin(hint)
     if origin is Literal:
         return "one of " + ", ".join(repr(arg) for arg in typing.get_args(hint))
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_describe(arg) for arg in typing.get_args(hint))
+        return " or ".join(describe_type(arg) for arg in typing.get_args(hint))
     if origin is tuple:
-        return f"a list of items that are {_describe(typing.get_args(hint)[0])}"
+        return f"a list of items that are {describe_type(typing.get_args(hint)[0])}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "unset"}
     return names.get(hint, str(hint))
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppo_fast import checkpoint, envs
-from ppo_fast.config import Config
+from ppo_fast.config import Config, from_dict
 from ppo_fast.envs.base import ActionRescaler, EnvSpec
-from ppo_fast.errors import CheckpointError, ShapeError
+from ppo_fast.errors import CheckpointError, NonFiniteError, ShapeError
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
+from ppo_fast.state import unpack_policy
 
 MAX_EPISODE_STEPS = 10_000  # where an environment without a time limit of its own is cut
 EVALUATION = 1  # purpose of the environments' seeds: never those of training
@@ -80,12 +81,13 @@ class EpisodeStats:
 def evaluate(
     policy: Policy, env_id: str, *, episodes: int = 20, seed: int = 1, backend: str = "auto", num_threads: int = 0
 ) -> EpisodeStats:
-    """Run ``episodes`` full episodes with the mean action, one per environment, so that none is favoured for being short.
+    """Run ``episodes`` full episodes with the mean action, one per environment, so that short ones are not favoured.
 
     The environments are their own: training is not disturbed, and the same seed gives the same episodes.
 
     Raises:
         EnvError, ConfigError, BackendError: the environments cannot be made.
+        NonFiniteError: a reward was NaN or infinite.
     """
     env = envs.make(env_id, episodes, seed=seed, backend=backend, num_threads=num_threads, purpose=EVALUATION)
     try:
@@ -105,6 +107,9 @@ def evaluate(
             running &= ~(terminated | truncated)
     finally:
         env.close()
+    if not np.isfinite(returns).all():
+        bad = np.flatnonzero(~np.isfinite(returns)).tolist()
+        raise NonFiniteError(f"evaluation: the returns of episodes {bad} are not finite")
     return EpisodeStats(returns, lengths)
 
 
@@ -124,16 +129,12 @@ def policy_from(saved: checkpoint.Checkpoint) -> Policy:
         CheckpointError: its parts do not fit together.
     """
     try:
-        cfg = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.state["config"].items()})
+        cfg = Config(**from_dict(saved.state["config"], source=str(saved.path)))
         spec = spec_from_json(saved.state["env_spec"])
         model = ActorCritic(spec.obs_dim, spec.act_dim, cfg.hidden_sizes, cfg.activation)
         normalizer = ObsNormalizer(spec.obs_dim, clip=cfg.clip_obs, enabled=cfg.norm_obs)
-        prefix = "obs_normalizer."
-        moments = {k.removeprefix(prefix): v.numpy() for k, v in saved.model.items() if k.startswith(prefix)}
-        normalizer.moments.load(moments)
-        normalizer.freeze()
-        flat = model.flatten({k: v for k, v in saved.model.items() if not k.startswith(prefix)})
-    except (KeyError, TypeError, ValueError) as err:
+        flat = unpack_policy(saved.model, model, normalizer)
+    except (AttributeError, KeyError, TypeError, ValueError) as err:
         raise CheckpointError(f"{saved.path} does not hold a policy of this version: {err}") from err
     return Policy(model, flat, normalizer, spec)
 
@@ -155,5 +156,11 @@ def spec_from_json(values: dict[str, Any]) -> EnvSpec:
     """Invert :func:`spec_to_json`."""
     low, high = (np.array([float(v) for v in values[name]]) for name in ("action_low", "action_high"))
     return EnvSpec(
-        values["env_id"], values["backend"], values["obs_dim"], values["act_dim"], low, high, values["max_episode_steps"]
+        values["env_id"],
+        values["backend"],
+        values["obs_dim"],
+        values["act_dim"],
+        low,
+        high,
+        values["max_episode_steps"],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +15,7 @@ import tyro
 class PlayOptions:
     """Evaluate a policy with the mean action and frozen statistics."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """run directory (its newest good checkpoint) or one checkpoint directory"""
     episodes: int = 20
     """episodes to evaluate"""
@@ -28,23 +29,20 @@ class PlayOptions:
 
 def main(args: list[str] | None = None) -> int:
     """Parse the options, evaluate, film; return the exit code."""
-    from ppo_fast.cli import run_command
+    from ppo_fast.cli import parse_options, run_command
 
-    options = tyro.cli(PlayOptions, prog="python -m ppo_fast.play", args=args)
-    return run_command(lambda: _play(options), prog="ppo_fast.play")
+    def play() -> None:
+        _play(parse_options(PlayOptions, args, prog="python -m ppo_fast.play"))
+
+    return run_command(play, prog="ppo_fast.play")
 
 
 def _play(options: PlayOptions) -> None:
     from ppo_fast import checkpoint
-    from ppo_fast.errors import ConfigError
     from ppo_fast.evaluation import evaluate, policy_from
     from ppo_fast.video import film
 
-    if options.episodes < 1:
-        raise ConfigError(f"episodes must be at least 1, got {options.episodes}")
-    target = Path(options.video)
-    if options.video and (target.suffix != ".mp4" or not target.absolute().parent.is_dir()):
-        raise ConfigError(f"video must be a path ending in .mp4 in a directory that exists, got {options.video!r}")
+    _check(options)
     saved = checkpoint.locate(options.run)
     policy = policy_from(saved)
     stats = evaluate(
@@ -54,10 +52,30 @@ def _play(options: PlayOptions) -> None:
         f"{policy.spec.env_id}, {saved.path}\n"
         f"return {stats.mean:.1f} +- {stats.ci95:.1f} (95 % CI of the mean over {len(stats.returns)} episodes), "
         f"std {stats.std:.1f}, min {stats.returns.min():.1f}, max {stats.returns.max():.1f}; "
-        f"length {stats.lengths.mean():.0f}"
+        f"length {stats.lengths.mean():.0f}",
+        flush=True,
     )
     if options.video:
-        print(f"video {film(saved.path, target, seed=options.seed)}")
+        print(f"video {film(saved.path, Path(options.video), seed=options.seed)}")
+
+
+def _check(options: PlayOptions) -> None:
+    """Raise ``ConfigError`` for whatever can be known before the episodes are run."""
+    from ppo_fast.errors import ConfigError
+
+    if options.episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {options.episodes}")
+    if not 0 <= options.seed < 2**64:
+        raise ConfigError(f"seed must be in [0, 2**64), got {options.seed}")
+    if options.video:
+        target = Path(options.video)
+        folder = target.absolute().parent
+        writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+        if target.suffix != ".mp4" or target.is_dir() or not writable:
+            raise ConfigError(
+                "video must be a path that ends in .mp4, in a directory that exists and can be written, "
+                f"got {options.video!r}"
+            )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppo_fast.checkpoint import write_atomic
-from ppo_fast.sinks.files import read_jsonl
+from ppo_fast.files import read_jsonl, write_atomic
 
 
 def draw_learning_curve(run_dir: Path) -> Path:
@@ -35,8 +34,12 @@ def draw_learning_curve(run_dir: Path) -> Path:
             x = np.array([row[key] / scale for row in evaluations])
             mean = np.array([np.mean(row["returns"]) for row in evaluations])
             low, high = (np.array([np.percentile(row["returns"], q) for row in evaluations]) for q in (10, 90))
-            axis.fill_between(x, low, high, color="#d1495b", alpha=0.15, linewidth=0, label="evaluation, 10-90 % of episodes")
-            axis.plot(x, mean, color="#d1495b", marker="o", markersize=3.5, linewidth=1.8, label="evaluation (mean action)")
+            axis.fill_between(
+                x, low, high, color="#d1495b", alpha=0.15, linewidth=0, label="evaluation, 10-90 % of episodes"
+            )
+            axis.plot(
+                x, mean, color="#d1495b", marker="o", markersize=3.5, linewidth=1.8, label="evaluation (mean action)"
+            )
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
         axis.grid(alpha=0.25)

@@ -100,10 +100,11 @@ class RolloutWorker:
     def _check_finite(self) -> None:
         """Find NaN or infinity before it can reach a statistic."""
         buf = self.buffers
-        if np.isfinite(buf.rewards.sum()) and np.isfinite(buf.obs.sum(dtype=np.float64)):
+        if np.isfinite(buf.rewards.sum(dtype=np.float64)) and np.isfinite(buf.obs.sum(dtype=np.float64)):
             return
         for name, bad in (
             ("rewards", ~np.isfinite(buf.rewards) & buf.valid),
+            ("first obs", ~np.isfinite(buf.obs[:1]).all(-1)),  # from reset(); later ones have been row T before
             ("obs", ~np.isfinite(buf.obs[1:]).all(-1)),
         ):
             where = np.argwhere(bad)

@@ -11,19 +11,23 @@ learning_curve.png    drawn at the end
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ppo_fast import checkpoint
+from ppo_fast import checkpoint, files
 from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
-from ppo_fast.errors import CheckpointError, ConfigError, NonFiniteError
+from ppo_fast.errors import CheckpointError, ConfigError, NonFiniteError, PPOFastError
 from ppo_fast.sinks.files import JsonlSink
 
 log = logging.getLogger(__name__)
+
+_FIXED = ("env", "preset", "hidden_sizes", "activation", "norm_obs", "norm_reward")  # what no resumed run can change
 
 
 def default_path(cfg: Config) -> Path:
@@ -33,7 +37,7 @@ def default_path(cfg: Config) -> Path:
 
 
 class RunDir:
-    """A run directory that this process may write."""
+    """A run directory that this process may write; :meth:`create` makes it."""
 
     def __init__(self, path: Path, resumed_at: int | None) -> None:
         self.path, self._resumed_at = path, resumed_at
@@ -41,48 +45,58 @@ class RunDir:
 
     @classmethod
     def open(cls, cfg: Config) -> tuple[RunDir, checkpoint.Checkpoint | None]:
-        """Make or take up the run directory that ``cfg`` means, and read the checkpoint to go on from.
+        """Find the run directory that ``cfg`` means and read the checkpoint to go on from; nothing is made yet.
 
         Raises:
-            ConfigError: it cannot be written, or holds a run and ``resume`` was not given.
+            ConfigError: it cannot be written, or holds a run and ``resume`` was not given, or the run that is taken up
+                cannot go on under ``cfg``.
             CheckpointError: what ``resume`` names is missing or damaged.
         """
-        saved = None
-        if cfg.resume and cfg.resume != "auto":
-            saved = checkpoint.locate(cfg.resume)
-            home = saved.path.parent.parent
-            path = Path(cfg.run_dir) if cfg.run_dir else home
-            if path.resolve() != home.resolve() and _holds_run(path):
-                raise ConfigError(f"run_dir {str(path)!r} already holds another run than {cfg.resume!r}")
-        else:
-            if cfg.resume == "auto" and not cfg.run_dir:
-                raise ConfigError("resume 'auto' needs run_dir, the directory whose newest checkpoint is meant")
-            path = Path(cfg.run_dir) if cfg.run_dir else default_path(cfg)
+        if cfg.resume == "auto" and not cfg.run_dir:
+            raise ConfigError("resume 'auto' needs run_dir, the directory whose newest checkpoint is meant")
+        path = Path(cfg.run_dir) if cfg.run_dir else default_path(cfg)
+        try:
+            saved = None
             if cfg.resume == "auto":
-                if checkpoint.find(path / "checkpoints"):
-                    saved = checkpoint.load_newest(path / "checkpoints")
-                elif any((path / "checkpoints").glob("*.corrupt")):
-                    raise CheckpointError(f"every checkpoint in {path / 'checkpoints'} is damaged")
+                saved = _newest(path / "checkpoints")
+            elif cfg.resume:
+                saved = checkpoint.locate(cfg.resume, rename_damaged=True)
+                path = _home(cfg, saved.path)
             elif _holds_run(path):
                 raise ConfigError(f"run_dir {str(path)!r} already holds a run: --resume auto goes on with it")
-        try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            probe = path / f".tmp-{id(cfg)}"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as err:
-            raise ConfigError(f"run_dir {str(path)!r} cannot be written: {err.strerror}") from None
-        checkpoint.remove_stale(path / "checkpoints")
+            _check_writable(path)
+        except (OSError, ValueError) as err:
+            if isinstance(err, PPOFastError):
+                raise
+            raise ConfigError(f"run_dir {str(path)!r} cannot be written: {getattr(err, 'strerror', err)}") from None
+        if saved is not None:
+            _check_continues(cfg, saved)
         return cls(path, saved.state["env_steps"] if saved else (0 if cfg.resume else None)), saved
 
-    def jsonl(self) -> JsonlSink:
-        """Open metrics.jsonl and evaluations.jsonl, cut back to the checkpoint where the run goes on."""
-        return JsonlSink(self.path, resumed_at=self._resumed_at)
+    def create(self, cfg: Config, info: dict[str, Any]) -> None:
+        """Make the directory, clear away what a kill left, and write config.json and run_info.json.
 
-    def write_config(self, cfg: Config, info: dict[str, Any]) -> None:
-        """Write config.json and run_info.json."""
-        checkpoint.write_atomic(self.path / "config.json", checkpoint.to_json(cfg.to_dict()))
-        checkpoint.write_atomic(self.path / "run_info.json", checkpoint.to_json(info))
+        Checkpoints beyond the one that the run goes on from belong to a future that is given up: they are set aside.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            checkpoint.remove_stale(self.checkpoints)
+            if self._resumed_at is not None:
+                here = checkpoint.path_of(self.checkpoints, self._resumed_at)
+                for later in [path for path in checkpoint.find(self.checkpoints) if path.name > here.name]:
+                    aside = checkpoint.set_aside(later, ".abandoned")
+                    log.warning("the run goes on from an earlier step: %s set aside as %s", later, aside.name)
+            files.write_atomic(self.path / "config.json", files.to_json(cfg.to_dict()))
+            files.write_atomic(self.path / "run_info.json", files.to_json(info))
+        except OSError as err:
+            raise ConfigError(f"run_dir {str(self.path)!r} cannot be written: {err.strerror}") from err
+
+    def jsonl(self) -> JsonlSink:
+        """Return the sink of metrics.jsonl and evaluations.jsonl, to be cut back to where the run goes on."""
+        return JsonlSink(self.path, resumed_at=self._resumed_at)
 
     def report_nonfinite(self, err: NonFiniteError, state: Any, rollout: Rollout) -> None:
         """Write nonfinite.json: what was found, when, and the range of every array of the rollout."""
@@ -97,7 +111,7 @@ class RunDir:
                 "max": float(finite.max()) if finite.size else None,
             }
         report = {"error": str(err), "state": vars(state), "arrays": arrays}
-        checkpoint.write_atomic(self.path / "nonfinite.json", checkpoint.to_json(report))
+        files.write_atomic(self.path / "nonfinite.json", files.to_json(report))
 
     def draw(self) -> None:
         """Draw learning_curve.png; a failure is logged, since the run itself is complete."""
@@ -111,3 +125,48 @@ class RunDir:
 
 def _holds_run(path: Path) -> bool:
     return (path / "metrics.jsonl").exists() or bool(checkpoint.find(path / "checkpoints"))
+
+
+def _newest(checkpoints: Path) -> checkpoint.Checkpoint | None:
+    """Return what ``--resume auto`` goes on from: None for a directory that never held a checkpoint."""
+    if checkpoint.find(checkpoints):
+        return checkpoint.load_newest(checkpoints, rename_damaged=True)
+    if any(checkpoints.glob("*.corrupt")):
+        raise CheckpointError(f"every checkpoint in {checkpoints} is damaged; delete the directory to start afresh")
+    return None
+
+
+def _home(cfg: Config, saved: Path) -> Path:
+    """Return the run directory of a run that goes on from checkpoint ``saved``: ``run_dir``, or the one it is in."""
+    home = saved.absolute().parent.parent if saved.absolute().parent.name == "checkpoints" else None
+    if not cfg.run_dir:
+        if home is None:
+            raise ConfigError(f"resume {cfg.resume!r} is in no run directory, so run_dir must be given")
+        return home
+    path = Path(cfg.run_dir)
+    if _holds_run(path) and (home is None or path.resolve() != home.resolve()):
+        raise ConfigError(f"run_dir {str(path)!r} already holds another run than {cfg.resume!r}")
+    return path
+
+
+def _check_writable(path: Path) -> None:
+    """Raise OSError where ``path`` could not be made or written, without making it."""
+    above = path.absolute()
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{above} is not a directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"no permission to write in {above}")
+
+
+def _check_continues(cfg: Config, saved: checkpoint.Checkpoint) -> None:
+    """Raise ``ConfigError`` if an option differs that a run cannot change on its way."""
+    try:
+        old = {name: saved.state["config"][name] for name in _FIXED}
+        int(saved.state["env_steps"])
+    except (KeyError, TypeError, ValueError) as err:
+        raise CheckpointError(f"{saved.path} does not fit this version: {err}") from None
+    for name, now in cfg.to_dict().items():
+        if name in _FIXED and old[name] != now:
+            raise ConfigError(f"{name} was {old[name]!r} in {saved.path}, and cannot become {now!r} on resume")

@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
-from ppo_fast import kernels
+import torch
 
-PACKAGES = ("ppo_fast", "torch", "numpy", "numba", "envpool", "gymnasium", "mujoco", "safetensors", "tyro")
+from ppo_fast import __version__, kernels
+from ppo_fast.errors import ConfigError
+
+PACKAGES = ("torch", "numpy", "numba", "envpool", "gymnasium", "mujoco", "safetensors", "tyro")
 
 
 def build_info() -> dict[str, Any]:
-    """Return versions of packages, the machine, and the kernel backends with the reason for each that is missing."""
-    versions = {}
+    """Return versions, the machine, how the C++ core was built, and which kernel backends load (or why not).
+
+    Raises:
+        BackendError: ``PPO_FAST_BACKEND`` names a backend that cannot be had.
+    """
+    versions = {"python": platform.python_version(), "ppo_fast": __version__}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "versions": {"python": platform.python_version(), **versions},
-        "machine": {
-            "system": platform.platform(),
-            "cpu": cpu_model(),
-            "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        },
+        "versions": versions,
+        "machine": {"system": platform.platform(), "cpu": cpu_model(), "cpus": num_cpus()},
+        "core_build": _core_build(),
         "kernels": {"active": kernels.active(), "available": kernels.available(), "why_not": kernels.why_not()},
     }
+
+
+def choose_device(asked: str) -> torch.device:
+    """Return the device that ``asked`` (``auto``, ``cpu`` or ``cuda``) means here.
+
+    Raises:
+        ConfigError: ``cuda`` was asked for and torch sees none.
+    """
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device here; allowed: 'auto', 'cpu'")
+    return torch.device("cuda" if available and asked != "cpu" else "cpu")
+
+
+def num_cpus() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str:
@@ -39,3 +62,12 @@ def cpu_model() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _core_build() -> dict[str, Any]:
+    """Return what setup.py wrote about the build of the C++ core; empty where it never ran."""
+    try:
+        facts: dict[str, Any] = json.loads((Path(__file__).parent / "_build_info.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts

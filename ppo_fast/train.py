@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+import textwrap
 import time
 
 _STARTED = time.perf_counter()
+
+DESCRIPTION = (
+    "Train a PPO policy on vectorised MuJoCo. Options: built-in < --preset < --config FILE.toml (option = value) < here."
+)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -23,7 +29,7 @@ def _train(argv: list[str]) -> None:
     from ppo_fast.sinks.console import ConsoleSink
     from ppo_fast.trainer import Trainer
 
-    cfg = parse_config(argv, prog="python -m ppo_fast.train", description="Train a PPO policy on vectorised MuJoCo.")
+    cfg = parse_config(argv, prog="python -m ppo_fast.train", description=DESCRIPTION)
     console = Console(highlight=False, soft_wrap=True)
     live = console.is_terminal and not cfg.quiet
     status = console.status("starting") if live else None
@@ -43,13 +49,14 @@ def _train(argv: list[str]) -> None:
         if status:
             status.stop()
     run = result.run_dir
+    film = shlex.join([sys.executable, "-m", "ppo_fast.play", str(run), "--video", str(run / "video.mp4")])
     console.print(
         f"\nfinal evaluation: {result.final.mean:.1f} +- {result.final.ci95:.1f} (95 % CI of the mean over "
         f"{len(result.final.returns)} episodes, std {result.final.std:.1f}) after {result.state.env_steps:,} steps "
         f"in {result.state.wall_s:.0f} s\n"
         f"  picture     {run / 'learning_curve.png'}\n"
         f"  checkpoint  {run / 'checkpoints'}/step_{result.state.env_steps:012d}\n"
-        f"  video       {sys.executable} -m ppo_fast.play {run} --video {run / 'video.mp4'}",
+        f"  video       {film}",
         markup=False,
     )
 
@@ -69,7 +76,7 @@ def banner(trainer: object) -> str:
     learner = info["learner"]
     how = f"SIMD {learner['simd']}" if learner["simd"] else f"update {update}"
     kernels = info["kernels"]
-    missing = "; ".join(f"{name} missing: {reason}" for name, reason in kernels["why_not"].items())
+    missing = "; ".join(f"{name} missing: {textwrap.shorten(why, 200)}" for name, why in kernels["why_not"].items())
     lines = {
         "ppo_fast": f"{versions['ppo_fast']}, torch {versions['torch']}, envpool {versions['envpool']}, "
         f"gymnasium {versions['gymnasium']}, mujoco {versions['mujoco']}",

@@ -18,7 +18,7 @@ from ppo_fast import checkpoint, envs, kernels, sinks
 from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
 from ppo_fast.envs.episodes import EpisodeTracker
-from ppo_fast.errors import CheckpointError, ConfigError, NonFiniteError
+from ppo_fast.errors import CheckpointError, NonFiniteError, PPOFastError
 from ppo_fast.evaluation import EpisodeStats, Policy, evaluate, spec_to_json
 from ppo_fast.learners.choose import make_learner
 from ppo_fast.models import ActorCritic
@@ -26,22 +26,13 @@ from ppo_fast.normalizers import ObsNormalizer, RewardScaler
 from ppo_fast.rollout import RolloutWorker
 from ppo_fast.run_dir import RunDir
 from ppo_fast.sinks import Metrics, Sink, Sinks
-from ppo_fast.system import build_info
+from ppo_fast.state import TrainState, pack, pack_policy, unpack, unpack_arrays, unpack_policy
+from ppo_fast.system import build_info, choose_device
 from ppo_fast.timing import PhaseTimer
 
 log = logging.getLogger(__name__)
 
 RETURN_WINDOW = 100  # episodes behind `episode_return`, as in the benchmarks of CleanRL and rl_games
-
-
-@dataclass
-class TrainState:
-    """Counters of a run, all of which a checkpoint keeps."""
-
-    env_steps: int = 0  # real transitions, warm-up included, reset rows excluded
-    iteration: int = 0  # rollouts that were learned from
-    wall_s: float = 0.0  # since the first env step, compilation and checkpoints included, evaluation excluded
-    worker_steps: int = 0  # steps per environment: half of the action noise's key
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class RunResult:
 
 
 class Trainer:
-    """Train a policy as ``cfg`` says.
+    """Train a policy as ``cfg`` says. Nothing is written before :meth:`run`.
 
     Args:
         cfg: the resolved options.
@@ -75,6 +66,7 @@ class Trainer:
         torch.set_num_threads(cfg.torch_threads)
         self.spec = envs.spec(cfg.env, cfg.env_backend)
         self.run_dir, saved = RunDir.open(cfg)
+        self.sinks = Sinks([self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path), *extra_sinks])
 
         self.model = ActorCritic(self.spec.obs_dim, self.spec.act_dim, cfg.hidden_sizes, cfg.activation)
         self.normalizer = ObsNormalizer(self.spec.obs_dim, clip=cfg.clip_obs, enabled=cfg.norm_obs)
@@ -90,8 +82,6 @@ class Trainer:
             self._restore(saved)
         self._marks = {"eval": self.state.env_steps, "checkpoint": self.state.env_steps}
         self.info = self._describe()
-        self.run_dir.write_config(cfg, self.info)
-        self.sinks = Sinks([self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path), *extra_sinks])
         self.final: EpisodeStats | None = None
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -103,9 +93,10 @@ class Trainer:
                 run directory tells where, and no statistic has taken it in.
         """
         cfg, state, timer = self.cfg, self.state, self.timer
-        self.sinks.start(cfg.to_dict(), self.info)
         env = self._make_env()
         try:
+            self.run_dir.create(cfg, self.info)
+            self.sinks.start(cfg.to_dict(), self.info)
             self._begin(env)
             while state.env_steps < cfg.total_timesteps:
                 self.learner.set_progress(state.env_steps / cfg.total_timesteps)
@@ -136,10 +127,16 @@ class Trainer:
             self.sinks.close()
 
     def _begin(self, env: envs.VectorEnv) -> None:
-        """Reset the environments and, on a fresh start, give the statistics a first rollout that is not learned from."""
+        """Reset the environments; on a fresh start, give the statistics a rollout that is not learned from."""
         cfg = self.cfg
         self.worker = RolloutWorker(
-            env, self.model, self.normalizer, num_steps=cfg.num_steps, seed=cfg.seed, device=self.device, timer=self.timer
+            env,
+            self.model,
+            self.normalizer,
+            num_steps=cfg.num_steps,
+            seed=cfg.seed,
+            device=self.device,
+            timer=self.timer,
         )
         self.worker.steps_done = self.state.worker_steps
         self._startup_s = time.perf_counter() - self._started
@@ -197,7 +194,7 @@ class Trainer:
         return True
 
     def _finish(self) -> RunResult:
-        with self.timer("checkpoint"):
+        if not checkpoint.path_of(self.run_dir.checkpoints, self.state.env_steps).exists():  # a finished run, resumed
             self.save()
         self.final = self.evaluate()
         self.run_dir.draw()
@@ -233,23 +230,13 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of everything but the simulators' states, atomically."""
-        normalizer, scaler, episodes = self.normalizer.moments.state(), self.scaler.state(), self.episodes.state_dict()
-        arrays = {
-            **{f"reward_scaler.{name}": array for name, array in scaler.items()},
-            **{f"episodes.{name}": array for name, array in episodes.items()},
-        }
-        parameters = self.model.unflatten(self.learner.flat.detach().cpu())
         return checkpoint.save(
             self.run_dir.checkpoints,
             self.state.env_steps,
-            model={
-                **{name: tensor.clone() for name, tensor in parameters.items()},
-                **{f"obs_normalizer.{name}": torch.tensor(array) for name, array in normalizer.items()},
-            },
-            train={
-                **{f"learner.{name}": tensor for name, tensor in self.learner.state().items()},
-                **{name: torch.tensor(array) for name, array in arrays.items()},
-            },
+            model=pack_policy(self.model, self.learner.flat, self.normalizer),
+            train=pack(
+                learner=self.learner.state(), reward_scaler=self.scaler.state(), episodes=self.episodes.state_dict()
+            ),
             state={
                 **vars(self.state),
                 "recent_episodes": list(self._recent),
@@ -263,25 +250,14 @@ class Trainer:
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         """Take up a checkpoint; the simulators start new episodes, so this is no bit-exact continuation."""
         try:
-            old = saved.state["config"]
-            for name in ("env", "hidden_sizes", "activation", "norm_obs", "norm_reward"):
-                now = self.cfg.to_dict()[name]
-                if old[name] != now:
-                    raise ConfigError(f"{name} was {old[name]!r} in {saved.path}, and cannot become {now!r} on resume")
-            prefix = "obs_normalizer."
-            self.normalizer.moments.load(
-                {k.removeprefix(prefix): v.numpy() for k, v in saved.model.items() if k.startswith(prefix)}
-            )
-            self.normalizer.freeze()
-            flat = self.model.flatten({k: v for k, v in saved.model.items() if not k.startswith(prefix)})
-            self.learner.flat.copy_(flat)
-            prefix = "learner."
-            self.learner.load({k.removeprefix(prefix): v for k, v in saved.train.items() if k.startswith(prefix)})
-            prefix = "reward_scaler."
-            self.scaler.load({k.removeprefix(prefix): v.numpy() for k, v in saved.train.items() if k.startswith(prefix)})
+            self.learner.flat.copy_(unpack_policy(saved.model, self.model, self.normalizer))
+            self.learner.load(unpack(saved.train, "learner"))
+            self.scaler.load(unpack_arrays(saved.train, "reward_scaler"))
             self._recent.extend((float(r), int(n)) for r, n in saved.state["recent_episodes"])
             self.state = TrainState(**{name: saved.state[name] for name in vars(TrainState())})
-        except (KeyError, TypeError, RuntimeError) as err:
+        except PPOFastError as err:
+            raise CheckpointError(f"{saved.path} does not fit this run: {err}") from err
+        except (KeyError, TypeError, ValueError, RuntimeError) as err:
             raise CheckpointError(f"{saved.path} does not fit this version: {err}") from err
 
     def _make_env(self) -> envs.VectorEnv:
@@ -303,18 +279,6 @@ class Trainer:
             "num_params": self.model.num_params,
             "resumed_at": self.state.env_steps or None,
         }
-
-
-def choose_device(asked: str) -> torch.device:
-    """Return the device that ``asked`` (``auto``, ``cpu`` or ``cuda``) means here.
-
-    Raises:
-        ConfigError: ``cuda`` was asked for and torch sees none.
-    """
-    available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
-        raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device here; allowed: 'auto', 'cpu'")
-    return torch.device("cuda" if available and asked != "cpu" else "cpu")
 
 
 def explained_variance(rollout: Rollout) -> float | None:

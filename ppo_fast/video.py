@@ -16,37 +16,54 @@ from ppo_fast.errors import BackendError
 
 log = logging.getLogger(__name__)
 
-RENDERERS = ("egl", "osmesa")  # without a screen; what MUJOCO_GL names comes first
+# What needs no screen; what MUJOCO_GL names is tried first.
+RENDERERS = ("egl", "osmesa") if sys.platform == "linux" else ("glfw",)
 MAX_STEPS = 1000
 TIMEOUT_S = 600
 
 
 def film(checkpoint: Path, target: Path, *, seed: int) -> Path:
-    """Write one episode with the mean action to ``target`` (mp4), trying each headless renderer in a child process.
+    """Write one episode with the mean action to ``target`` (mp4), trying each renderer in a child process.
+
+    Returns:
+        ``target``, which is whole, or was not touched if an error is raised.
 
     Raises:
-        BackendError: none works; the message says why for each and what to install.
+        BackendError: no renderer works; the message says why for each and what to install.
     """
     asked = os.environ.get("MUJOCO_GL")
     reasons = []
-    for renderer in dict.fromkeys(((asked,) if asked else ()) + RENDERERS):
-        command = [sys.executable, "-m", "ppo_fast.video", str(checkpoint), str(target), str(seed)]
-        try:
-            child = subprocess.run(
-                command, env={**os.environ, "MUJOCO_GL": renderer}, capture_output=True, text=True, timeout=TIMEOUT_S
-            )
-        except subprocess.TimeoutExpired:
-            reasons.append(f"{renderer}: no answer in {TIMEOUT_S} s")
-            continue
-        if child.returncode == 0:
-            return target
-        last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-        reasons.append(f"{renderer}: {last[0]}")
-        log.info("renderer %s failed:\n%s", renderer, child.stderr)
+    tmp = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    try:
+        for renderer in dict.fromkeys(((asked,) if asked else ()) + RENDERERS):
+            failure = _render_in_child(checkpoint, tmp, seed, renderer)
+            if failure is None:
+                os.replace(tmp, target)
+                return target
+            reasons.append(f"{renderer}: {failure}")
+    finally:
+        tmp.unlink(missing_ok=True)
     raise BackendError(
         f"no video, since no renderer works here ({'; '.join(reasons)}). On Debian or Ubuntu: apt-get install libegl1 "
         "libosmesa6"
     )
+
+
+def _render_in_child(checkpoint: Path, target: Path, seed: int, renderer: str) -> str | None:
+    """Run :func:`render` in a process of its own; return None, or in one line why it failed."""
+    command = [sys.executable, "-m", "ppo_fast.video", str(checkpoint), str(target), str(seed)]
+    environment = {**os.environ, "MUJOCO_GL": renderer}
+    try:
+        child = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=TIMEOUT_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"no answer in {TIMEOUT_S} s"
+    if child.returncode == 0 and target.exists():
+        return None
+    log.info("renderer %s failed:\n%s", renderer, child.stderr)
+    return (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
 
 
 def render(checkpoint: Path, target: Path, seed: int) -> None:
@@ -60,26 +77,22 @@ def render(checkpoint: Path, target: Path, seed: int) -> None:
 
     policy = load_policy(checkpoint)
     env = gymnasium.make(policy.spec.env_id, render_mode="rgb_array")
-    tmp = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-    try:
-        obs, _ = env.reset(seed=int(env_seeds(seed, 0, 1, purpose=1)[0]))
+    obs, _ = env.reset(seed=int(env_seeds(seed, 0, 1, purpose=1)[0]))
+    frame = np.asarray(env.render())
+    height, width = frame.shape[:2]
+    writer = imageio_ffmpeg.write_frames(
+        str(target), (width, height), fps=env.metadata["render_fps"], macro_block_size=2, output_params=["-f", "mp4"]
+    )
+    writer.send(None)
+    for _ in range(MAX_STEPS):
+        writer.send(np.ascontiguousarray(frame))
+        obs, _, terminated, truncated, _ = env.step(policy(obs))
         frame = np.asarray(env.render())
-        height, width = frame.shape[:2]
-        writer = imageio_ffmpeg.write_frames(
-            str(tmp), (width, height), fps=env.metadata["render_fps"], macro_block_size=2, output_params=["-f", "mp4"]
-        )
-        writer.send(None)
-        for _ in range(MAX_STEPS):
-            writer.send(np.ascontiguousarray(frame))
-            obs, _, terminated, truncated, _ = env.step(policy(obs))
-            if terminated or truncated:
-                break
-            frame = np.asarray(env.render())
-        writer.close()
-        os.replace(tmp, target)
-    finally:
-        tmp.unlink(missing_ok=True)
-        env.close()
+        if terminated or truncated:
+            break
+    writer.send(np.ascontiguousarray(frame))
+    writer.close()
+    env.close()
 
 
 if __name__ == "__main__":

@@ -75,10 +75,10 @@ def ppo_loss(model: ActorCritic, hp: LossConfig, flat: Tensor, inv_count: Tensor
     Source: Schulman et al., arXiv:1707.06347, eq. 7 and 9; KL: Schulman, "Approximating KL divergence", 2020 (k3).
     """
     params = model.params(flat)
-    is_valid = mb.valid > 0
+    is_dummy = mb.valid == 0
 
     def mean(x: Tensor) -> Tensor:  # select before summing: 0 × NaN would be NaN
-        return torch.where(is_valid, x, 0.0).sum() * inv_count
+        return x.masked_fill(is_dummy, 0.0).sum() * inv_count
 
     advantages = mb.advantages
     if hp.norm_adv_minibatch:
@@ -87,7 +87,7 @@ def ppo_loss(model: ActorCritic, hp: LossConfig, flat: Tensor, inv_count: Tensor
         advantages = centred / (mean(centred * centred).sqrt() + ADV_EPS)
 
     new_log_probs = gaussian_log_prob(model.mean(params, mb.norm_obs), params.log_std, mb.actions)
-    log_ratio = torch.where(is_valid, new_log_probs - mb.log_probs, 0.0)
+    log_ratio = (new_log_probs - mb.log_probs).masked_fill(is_dummy, 0.0)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - hp.clip_coef, 1.0 + hp.clip_coef)
     policy_loss = mean(torch.maximum(-advantages * ratio, -advantages * clipped))
@@ -148,7 +148,8 @@ def adam_step(hp: LossConfig, opt: Optimizer, step_size: Tensor, inv_sqrt_bias2:
     Source: Kingma & Ba, arXiv:1412.6980, algorithm 1.
     """
     beta1, beta2 = ADAM_BETAS
-    norm = torch.linalg.vector_norm(grad)
+    # Summed in float64: in float32 torch adds the squares of a long vector one after another, and loses a digit.
+    norm = torch.linalg.vector_norm(grad, dtype=torch.float64).to(grad.dtype)
     grad = grad * (hp.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
     opt.exp_avg.mul_(beta1).add_(grad, alpha=1.0 - beta1)
     opt.exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ Metrics = dict[str, float | int | None]
 
 
 class Sink(Protocol):
-    """Receives every row of a run; steps are ``env_steps``."""
+    """Receives every row of a run; steps are ``env_steps``. Nothing is opened or written before :meth:`start`."""
 
     def start(self, config: dict[str, Any], info: dict[str, Any]) -> None:
         """Take what is going to run."""
@@ -36,19 +37,33 @@ class Sinks:
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = list(sinks)
 
-    def __getattr__(self, call: str) -> Callable[..., None]:
-        if call not in ("start", "log", "evaluation", "close"):
-            raise AttributeError(call)
+    def start(self, config: dict[str, Any], info: dict[str, Any]) -> None:
+        """Start every sink."""
+        self._each(lambda sink: sink.start(config, info))
 
-        def fan_out(*args: Any) -> None:
-            for sink in list(self._sinks):
-                try:
-                    getattr(sink, call)(*args)
-                except Exception as err:
-                    log.warning("%s failed and is switched off: %s", type(sink).__name__, err)
-                    self._sinks.remove(sink)
+    def log(self, metrics: Metrics) -> None:
+        """Give every sink one iteration's row."""
+        self._each(lambda sink: sink.log(metrics))
 
-        return fan_out
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Give every sink one evaluation."""
+        self._each(lambda sink: sink.evaluation(record))
+
+    def close(self) -> None:
+        """Close every sink, once."""
+        self._each(lambda sink: sink.close())
+        self._sinks.clear()
+
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        for sink in list(self._sinks):
+            try:
+                call(sink)
+            except Exception as err:
+                self._sinks.remove(sink)
+                reason = " ".join(f"{type(err).__name__}: {err}".split())
+                log.warning("%s failed and is switched off: %s", type(sink).__name__, reason)
+                with contextlib.suppress(Exception):
+                    sink.close()
 
 
 def make(names: Sequence[str], run_dir: Path) -> list[Sink]:

@@ -22,7 +22,9 @@ class ConsoleSink:
         status: replaces the current status line on a TTY; None elsewhere.
     """
 
-    def __init__(self, total_timesteps: int, write: Callable[[str], None], status: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, total_timesteps: int, write: Callable[[str], None], status: Callable[[str], None] | None
+    ) -> None:
         self._total, self._write, self._status = total_timesteps, write, status
         self._shown = 0.0
         self._from: tuple[int, float] | None = None
@@ -49,23 +51,24 @@ class ConsoleSink:
         if self._from is None:
             self._from = (0, 0.0) if metrics["iteration"] == 1 else (steps, wall)
         rate = (steps - self._from[0]) / max(wall - self._from[1], 1e-9)
-        eta = max(self._total - steps, 0) / rate if rate > 0 else 0.0
+        eta = clock(max(self._total - steps, 0) / rate) if rate > 0 else "-"
         phases = {k.removeprefix("time/"): float(v or 0.0) for k, v in metrics.items() if k.startswith("time/")}
         whole = sum(phases.values()) or 1.0
         shares = " ".join(f"{name} {100 * phases.get(name, 0.0) / whole:.0f}%" for name in ("physics", "act", "update"))
         episode_return = metrics["episode_return"]
         shown = "-" if episode_return is None else f"{episode_return:.0f}"
         return (
-            f"{steps:>11,} steps {100 * min(steps / self._total, 1):5.1f}%  ETA {clock(eta)}  "
+            f"{steps:>11,} steps {100 * min(steps / self._total, 1):5.1f}%  ETA {eta}  "
             f"{metrics['sps']:>7,.0f} SPS  {shares}  return {shown:>6}  KL {metrics['approx_kl']:.4f}"
         )
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Show an evaluation; this line stays."""
         returns = np.array(record["returns"])
+        std = returns.std(ddof=1) if len(returns) > 1 else 0.0
         self._write(
             f"{record['env_steps']:>11,} steps  evaluation over {len(returns)} episodes: "
-            f"{returns.mean():.1f} +- {returns.std():.1f} (min {returns.min():.1f}, max {returns.max():.1f})"
+            f"mean {returns.mean():.1f}, std {std:.1f}, min {returns.min():.1f}, max {returns.max():.1f}"
         )
 
     def close(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ppo_fast.checkpoint import write_atomic
+from ppo_fast.files import read_jsonl, write_atomic
 from ppo_fast.sinks import Metrics
 
 
@@ -20,40 +20,35 @@ class JsonlSink:
     """
 
     def __init__(self, run_dir: Path, *, resumed_at: int | None = None) -> None:
-        self._paths = (run_dir / "metrics.jsonl", run_dir / "evaluations.jsonl")
-        if resumed_at is not None:
-            for path in self._paths:
-                rows = [row for row in read_jsonl(path) if row["env_steps"] <= resumed_at]
-                write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        self._metrics, self._evaluations = (open(path, "a", encoding="utf-8") for path in self._paths)
+        self._paths = {name: run_dir / f"{name}.jsonl" for name in ("metrics", "evaluations")}
+        self._resumed_at = resumed_at
+        self._files: dict[str, IO[str]] = {}
 
     def start(self, config: dict[str, Any], info: dict[str, Any]) -> None:
-        """Nothing: the trainer writes config.json."""
+        """Cut the files back if a run goes on, and open them."""
+        last = {name: self._resumed_at for name in self._paths}
+        if self._resumed_at is not None and self._resumed_at >= config["total_timesteps"]:
+            last["evaluations"] = self._resumed_at - 1  # a finished run is only evaluated again
+        for name, path in self._paths.items():
+            limit = last[name]
+            if limit is not None and path.exists():
+                rows = [row for row in read_jsonl(path) if row.get("env_steps", 0) <= limit]
+                write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            self._files[name] = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
 
     def log(self, metrics: Metrics) -> None:
         """Append one row to metrics.jsonl."""
-        self._metrics.write(json.dumps(metrics, allow_nan=False) + "\n")
-        self._metrics.flush()
+        self._append("metrics", metrics)
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Append one row to evaluations.jsonl."""
-        self._evaluations.write(json.dumps(record, allow_nan=False) + "\n")
-        self._evaluations.flush()
+        self._append("evaluations", record)
 
     def close(self) -> None:
         """Close both files."""
-        self._metrics.close()
-        self._evaluations.close()
+        for file in self._files.values():
+            file.close()
 
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSONL file; none if it is missing, and without a last line cut short by a kill."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        self._files[name].write(json.dumps(row, allow_nan=False) + "\n")
+        self._files[name].flush()

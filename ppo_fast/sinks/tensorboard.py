@@ -24,12 +24,16 @@ class TensorBoardSink:
     """Write scalars to ``<run_dir>/tensorboard``."""
 
     def __init__(self, run_dir: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils import tensorboard
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+        self._open = tensorboard.SummaryWriter
+        self._dir = str(run_dir / "tensorboard")
+        self._writer: Any = None
 
     def start(self, config: dict[str, Any], info: dict[str, Any]) -> None:
-        """Write the config as text."""
+        """Open the event file and write the config as text; what was written beyond the resumed step is superseded."""
+        resumed_at = info.get("resumed_at")
+        self._writer = self._open(self._dir, purge_step=None if resumed_at is None else resumed_at + 1)
         self._writer.add_text("config", "\n".join(f"    {k} = {v!r}" for k, v in config.items()))
 
     def log(self, metrics: Metrics) -> None:
@@ -40,8 +44,11 @@ class TensorBoardSink:
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Write the mean return of an evaluation."""
-        self._writer.add_scalar("evaluation/return", sum(record["returns"]) / len(record["returns"]), record["env_steps"])
+        self._writer.add_scalar(
+            "evaluation/return", sum(record["returns"]) / len(record["returns"]), record["env_steps"]
+        )
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

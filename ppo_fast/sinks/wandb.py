@@ -15,11 +15,14 @@ class WandbSink:
     def __init__(self, run_dir: Path) -> None:
         import wandb
 
-        self._run = wandb.init(project="ppo_fast", name=run_dir.name, dir=str(run_dir))
+        self._init, self._dir = wandb.init, run_dir
+        self._run: Any = None
 
     def start(self, config: dict[str, Any], info: dict[str, Any]) -> None:
-        """Record the config."""
-        self._run.config.update({**config, "info": info})
+        """Start the run with its config."""
+        self._run = self._init(
+            project="ppo_fast", name=self._dir.name, dir=str(self._dir), config={**config, "info": info}
+        )
 
     def log(self, metrics: Metrics) -> None:
         """Log one iteration."""
@@ -32,4 +35,5 @@ class WandbSink:
 
     def close(self) -> None:
         """Finish the run."""
-        self._run.finish()
+        if self._run is not None:
+            self._run.finish()

@@ -1,0 +1,65 @@
+"""What a run is made of between two iterations, as the named tensors of a checkpoint.
+
+Axes: P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppo_fast.models import ActorCritic
+from ppo_fast.normalizers import ObsNormalizer
+
+_NORMALIZER = "obs_normalizer"
+
+
+@dataclass
+class TrainState:
+    """Counters of a run, all of which a checkpoint keeps."""
+
+    env_steps: int = 0  # real transitions, warm-up included, reset rows excluded
+    iteration: int = 0  # rollouts that were learned from
+    wall_s: float = 0.0  # since the first env step, compilation and checkpoints included, evaluation excluded
+    worker_steps: int = 0  # steps per environment: half of the action noise's key
+
+
+def pack(**parts: Mapping[str, Tensor | NDArray[Any]]) -> dict[str, Tensor]:
+    """Return copies of the named arrays of each part as ``part.name`` -> tensor on the CPU."""
+    return {
+        f"{part}.{name}": torch.as_tensor(array).detach().cpu().clone()
+        for part, arrays in parts.items()
+        for name, array in arrays.items()
+    }
+
+
+def unpack(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Return the tensors of one part by name; inverts :func:`pack`."""
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+
+
+def unpack_arrays(tensors: Mapping[str, Tensor], part: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of one part by name; inverts :func:`pack`."""
+    return {name: tensor.numpy() for name, tensor in unpack(tensors, part).items()}
+
+
+def pack_policy(model: ActorCritic, flat: Tensor, normalizer: ObsNormalizer) -> dict[str, Tensor]:
+    """Return everything that acting needs: parameters by their own names, and the observation normaliser."""
+    parameters = {name: tensor.clone() for name, tensor in model.unflatten(flat.detach().cpu()).items()}
+    return {**parameters, **pack(**{_NORMALIZER: normalizer.moments.state()})}
+
+
+def unpack_policy(tensors: Mapping[str, Tensor], model: ActorCritic, normalizer: ObsNormalizer) -> Tensor:
+    """Load ``normalizer``, freeze it, and return the flat parameters (P,); inverts :func:`pack_policy`.
+
+    Raises:
+        ShapeError, KeyError, ValueError: the tensors are not those of ``model``.
+    """
+    normalizer.moments.load(unpack_arrays(tensors, _NORMALIZER))
+    normalizer.freeze()
+    return model.flatten({name: t for name, t in tensors.items() if not name.startswith(f"{_NORMALIZER}.")})
