@@ -1,7 +1,7 @@
 """Print the table of learning results: ``python benchmarks/learning.py benchmarks/results/<folder>/*``.
 
-Each argument is a run directory (its config.json and evaluations.jsonl are read). A cell is the mean over the evaluation's
-episodes; the last column is the spread over the episodes of the final evaluation, which falls make large.
+Each argument is a run directory (config.json and evaluations.jsonl are read). A cell is the mean over the episodes of
+an evaluation; the spread is that over the episodes of the last one, which falls make large.
 """
 
 from __future__ import annotations
