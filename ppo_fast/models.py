@@ -8,6 +8,7 @@ Axes: B rows · D observation · A action · P parameters.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Params(NamedTuple):
 class ActorCritic:
     """Separate MLPs for the mean of a diagonal Gaussian policy and for the value, over one flat vector.
 
-        μ = actor(x),  σ = exp(log_std) (state-independent),  V = critic(x)
+    μ = actor(x),  σ = exp(log_std) (state-independent),  V = critic(x)
     """
 
     obs_dim: int
@@ -53,7 +54,7 @@ class ActorCritic:
         out: dict[str, tuple[int, ...]] = {}
         for net, out_dim in (("actor", self.act_dim), ("critic", 1)):
             widths = (self.obs_dim, *self.hidden_sizes, out_dim)
-            for layer, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            for layer, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
                 out[f"{net}.{layer}.weight"] = (n_out, n_in)
                 out[f"{net}.{layer}.bias"] = (n_out,)
             if net == "actor":
@@ -68,7 +69,7 @@ class ActorCritic:
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """Return name -> view of ``flat`` (P,). One split, so that autograd's gradient is one concatenation."""
         shapes = self.shapes()
-        chunks = flat.split([math.prod(shape) for shape in shapes.values()])
+        chunks = torch.split(flat, [math.prod(shape) for shape in shapes.values()])
         return {name: chunk.view(shape) for (name, shape), chunk in zip(shapes.items(), chunks, strict=True)}
 
     def params(self, flat: Tensor) -> Params:
@@ -141,4 +142,3 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
 def gaussian_entropy(log_std: Tensor) -> Tensor:
     """Return H = Σ_i log σ_i + ½ log 2πe, a scalar."""
     return log_std.sum() + log_std.shape[0] * (LOG_SQRT_2PI + 0.5)
-

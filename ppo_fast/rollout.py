@@ -37,8 +37,15 @@ class RolloutWorker:
     """
 
     def __init__(
-        self, env: VectorEnv, model: ActorCritic, normalizer: ObsNormalizer, *,
-        num_steps: int, seed: int, device: torch.device, timer: PhaseTimer,
+        self,
+        env: VectorEnv,
+        model: ActorCritic,
+        normalizer: ObsNormalizer,
+        *,
+        num_steps: int,
+        seed: int,
+        device: torch.device,
+        timer: PhaseTimer,
     ) -> None:
         self.env, self.model, self.normalizer = env, model, normalizer
         self.num_steps, self.seed, self.device, self.timer = num_steps, seed, device, timer

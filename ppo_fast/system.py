@@ -31,7 +31,7 @@ def build_info() -> dict[str, Any]:
             versions[package] = "not installed"
     return {
         "versions": versions,
-        "machine": {"system": platform.platform(), "cpu": cpu_model(), "cpus": num_cpus()},
+        "machine": {"system": f"{platform.system()} {platform.machine()}", "cpu": cpu_model(), "cpus": num_cpus()},
         "core_build": _core_build(),
         "kernels": {"active": kernels.active(), "available": kernels.available(), "why_not": kernels.why_not()},
     }

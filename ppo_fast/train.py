@@ -10,7 +10,7 @@ import time
 _STARTED = time.perf_counter()
 
 DESCRIPTION = (
-    "Train a PPO policy on vectorised MuJoCo. Options: built-in < --preset < --config FILE.toml (option = value) < here."
+    "Train a PPO policy on vectorised MuJoCo. Order: built-in < --preset < --config FILE.toml < other options."
 )
 
 

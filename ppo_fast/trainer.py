@@ -62,6 +62,7 @@ class Trainer:
         self._started = time.perf_counter() if started is None else started
         if cfg.kernels is not None:
             kernels.use(cfg.kernels)
+        kernels.active()  # a backend that cannot be had shows now
         self.device = choose_device(cfg.device)
         torch.set_num_threads(cfg.torch_threads)
         self.spec = envs.spec(cfg.env, cfg.env_backend)

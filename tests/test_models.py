@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import training
-from training import TwoTimesRule
+from training import TwoTimesRule, one_thread  # noqa: F401
 
 from ppo_fast.errors import ShapeError
 from ppo_fast.models import ACTIVATIONS, ActorCritic, gaussian_entropy, gaussian_log_prob
@@ -20,7 +20,9 @@ from ppo_fast.reference import losses
 ANT = ActorCritic(105, 8)
 
 
-# --- the flat vector ---------------------------------------------------------------------------------------------------
+# The flat vector
+
+
 def test_flat_vector_holds_every_weight_of_two_networks_and_one_log_std() -> None:
     # actor 105-64-64-8: 105·64+64 + 64·64+64 + 64·8+8 = 11 464;  log σ: 8;  critic: 6 784 + 4 160 + 64+1 = 11 009.
     assert ANT.num_params == 11_464 + 8 + 11_009
@@ -56,7 +58,9 @@ def test_flatten_refuses_wrong_names_shapes_and_dtypes_by_name() -> None:
         ANT.flatten(good)
 
 
-# --- initial values ----------------------------------------------------------------------------------------------------
+# Initial values
+
+
 @pytest.mark.parametrize(
     ("name", "gain"),
     [
@@ -69,7 +73,9 @@ def test_initial_weights_are_orthogonal_with_their_gain(name: str, gain: float) 
     rows, columns = weight.shape
     gram = weight @ weight.T if rows <= columns else weight.T @ weight
     # Householder QR in float32 is orthogonal to about 64 unit roundoffs; ten times that.
-    torch.testing.assert_close(gram, gain**2 * torch.eye(min(rows, columns), dtype=torch.float64), rtol=0, atol=gain**2 * 4e-5)
+    torch.testing.assert_close(
+        gram, gain**2 * torch.eye(min(rows, columns), dtype=torch.float64), rtol=0, atol=gain**2 * 4e-5
+    )
 
 
 def test_initial_biases_are_zero_and_log_std_is_what_was_asked() -> None:
@@ -99,7 +105,9 @@ def test_initial_values_are_a_function_of_the_seed_alone() -> None:
     ANT.init(2**64 - 1, -0.5)  # the largest seed that a config allows
 
 
-# --- the networks ------------------------------------------------------------------------------------------------------
+# The networks
+
+
 def test_networks_compute_the_mlp_by_hand() -> None:
     # x = (1, 2); actor hidden: W = [[1, 1], [1, -1]], b = (0, -1) -> (3, -2) -> relu (3, 0); head [[2, 5]], b = 1 -> 7.
     # critic hidden: W = [[0, 1], [-1, 0]], b = (1, 4) -> (3, 3); head [[1, 10]], b = -3 -> 30.
@@ -165,7 +173,9 @@ def test_actor_and_critic_share_no_parameter() -> None:
             assert bool(part.any()) == touched, (which, other, name)
 
 
-# --- the Gaussian ------------------------------------------------------------------------------------------------------
+# The Gaussian
+
+
 def gaussian_case(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(seed)
     arrays = rng.normal(size=(300, 4)), rng.normal(size=4), rng.normal(scale=3.0, size=(300, 4))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 import torch
 import training
 from torch import Tensor
-from training import ACT_DIM, FLOAT_FIELDS, OBS_DIM, Loss, TwoTimesRule
+from training import ACT_DIM, FLOAT_FIELDS, OBS_DIM, Loss, TwoTimesRule, one_thread  # noqa: F401
 
 from ppo_fast import reference
 from ppo_fast.batch import Rollout
@@ -39,14 +39,6 @@ MODEL = ActorCritic(OBS_DIM, ACT_DIM)
 NO_CLIP = 1e30  # a bound on the gradient's norm that never binds
 BETA1 = float(np.float32(1.0 - 0.9))  # exp_avg after one step from zero is this times the gradient
 POISONED = ("actions", "log_probs", "rewards", "scaled_rewards", "advantages", "returns")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_learner(flat: Tensor | None = None, **options: Any) -> TorchLearner:
@@ -102,7 +94,9 @@ def references(flat: Tensor, rollout: Rollout, loss: Loss) -> tuple[tuple[Any, A
     return single, double
 
 
-# --- the gradient ------------------------------------------------------------------------------------------------------
+# The gradient
+
+
 @pytest.mark.parametrize("gradient_of", [eager_gradient, functional_gradient])
 @pytest.mark.parametrize(
     "loss",
@@ -113,7 +107,9 @@ def references(flat: Tensor, rollout: Rollout, loss: Loss) -> tuple[tuple[Any, A
         Loss(norm_adv=True, clip_vloss=True, vf_coef=1.0),
     ],
 )
-def test_masked_gradient_is_as_exact_as_the_reference_on_the_valid_rows(gradient_of: Callable[..., Any], loss: Loss) -> None:
+def test_masked_gradient_is_as_exact_as_the_reference_on_the_valid_rows(
+    gradient_of: Callable[..., Any], loss: Loss
+) -> None:
     hp = LossConfig(loss.clip_coef, loss.clip_vloss, loss.norm_adv, loss.ent_coef, loss.vf_coef, NO_CLIP, 1e-5)
     rule = TwoTimesRule()
     for seed in range(32):
@@ -201,49 +197,53 @@ def test_taking_a_gradient_changes_no_input() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, (flat, inv_count, *minibatch), strict=True))
 
 
-# --- Adam --------------------------------------------------------------------------------------------------------------
+# Adam
+
+
+def torch_adam(
+    hp: LossConfig, dtype: torch.dtype, learning_rate: float, step: int, vectors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what clip_grad_norm_ and torch.optim.Adam make of parameters of 0, in tensors of 2,000 as in a network."""
+    pieces = {name: [piece.to(dtype, copy=True) for piece in vector.split(2000)] for name, vector in vectors.items()}
+    parameters = [torch.nn.Parameter(torch.zeros_like(piece)) for piece in pieces["gradient"]]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.999), eps=hp.adam_eps)
+    for i, parameter in enumerate(parameters):
+        parameter.grad = pieces["gradient"][i]
+        moments = {name: pieces[name][i] for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.tensor(float(step - 1)), **moments}
+    norm = torch.nn.utils.clip_grad_norm_(parameters, hp.max_grad_norm)
+    optimizer.step()
+    states = {name: torch.cat([optimizer.state[p][name] for p in parameters]) for name in ("exp_avg", "exp_avg_sq")}
+    return {"flat": torch.cat([p.detach() for p in parameters]), "norm": norm, **states}
+
+
 def test_adam_step_is_as_exact_as_torch_with_clip_grad_norm_given_equal_gradients() -> None:
     hp = LossConfig(0.2, False, True, 0.0, 0.5, 0.5, 1e-5)
-    size, learning_rate = 5000, 3e-4
+    size, learning_rate = 50_000, 3e-4  # as many as a policy for Humanoid has
     rule, clipped = TwoTimesRule(), 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
         step = int(rng.integers(1, 2000))
-        gradient, exp_avg, exp_avg_sq = (
-            torch.from_numpy(array.astype(np.float32))
-            for array in (
-                rng.normal(scale=10 ** rng.uniform(-4, -1), size=size),
-                rng.normal(scale=0.01, size=size) * (seed % 4 > 0),
-                rng.uniform(0, 1e-4, size=size) * (seed % 4 > 0),
-            )
-        )
+        # A gradient's components are of all sizes: it is then that a float32 sum of many squares loses digits.
+        arrays = {
+            "gradient": 10 ** rng.uniform(-6, -2) * rng.normal(size=size) * np.exp(2 * rng.normal(size=size)),
+            "exp_avg": rng.normal(scale=0.01, size=size) * (seed % 4 > 0),
+            "exp_avg_sq": rng.uniform(0, 1e-4, size=size) * (seed % 4 > 0),
+        }
+        vectors = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
+        gradient = vectors["gradient"].clone()
         clipped += float(gradient.norm()) > hp.max_grad_norm
 
-        def torch_step(dtype: torch.dtype) -> dict[str, Tensor]:
-            parameter = torch.nn.Parameter(torch.zeros(size, dtype=dtype))  # noqa: B023 - called at once
-            optimizer = torch.optim.Adam([parameter], lr=learning_rate, betas=(0.9, 0.999), eps=hp.adam_eps)
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step - 1)),  # noqa: B023
-                "exp_avg": exp_avg.to(dtype, copy=True),  # noqa: B023
-                "exp_avg_sq": exp_avg_sq.to(dtype, copy=True),  # noqa: B023
-            }
-            parameter.grad = gradient.to(dtype, copy=True)  # noqa: B023
-            norm = torch.nn.utils.clip_grad_norm_([parameter], hp.max_grad_norm)
-            optimizer.step()
-            state = optimizer.state[parameter]
-            return {
-                "flat": parameter.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"], "norm": norm
-            }  # fmt: skip
-
         # Parameters of 0, so that what is compared is the step itself and not the rounding of a sum with it.
-        opt = Optimizer(torch.zeros(size), exp_avg.clone(), exp_avg_sq.clone(), torch.zeros(8))
+        opt = Optimizer(torch.zeros(size), vectors["exp_avg"].clone(), vectors["exp_avg_sq"].clone(), torch.zeros(8))
         step_size = torch.tensor(learning_rate / (1 - 0.9**step))
         inv_sqrt_bias2 = torch.tensor(1 / math.sqrt(1 - 0.999**step))
-        before = gradient.clone()
         norm = adam_step(hp, opt, step_size, inv_sqrt_bias2, gradient)
-        assert torch.equal(gradient, before)
-        ours = {"flat": opt.flat, "exp_avg": opt.exp_avg, "exp_avg_sq": opt.exp_avg_sq, "norm": norm}
-        rule.add(ours, torch_step(torch.float32), torch_step(torch.float64))
+        assert torch.equal(gradient, vectors["gradient"])
+        assert float(norm) == pytest.approx(float(gradient.double().norm()), rel=2.0**-23)
+        ours = {"flat": opt.flat, "norm": norm, "exp_avg": opt.exp_avg, "exp_avg_sq": opt.exp_avg_sq}
+        expected = [torch_adam(hp, dtype, learning_rate, step, vectors) for dtype in (torch.float32, torch.float64)]
+        rule.add(ours, *expected)
     assert 8 <= clipped <= 32  # both sides of the bound were met
     rule.check()
 
@@ -280,7 +280,9 @@ def test_first_step_has_the_size_of_the_scheduled_learning_rate(anneal: bool, pr
     assert float(flat.abs().max()) < 2
 
 
-# --- masks -------------------------------------------------------------------------------------------------------------
+# Masks
+
+
 @pytest.mark.parametrize("clip_vloss", [False, True])
 @pytest.mark.parametrize("norm_adv", ["none", "batch", "minibatch"])
 def test_nan_in_reset_rows_changes_not_one_bit_of_the_update(norm_adv: str, clip_vloss: bool) -> None:
@@ -376,7 +378,9 @@ def test_metrics_are_means_over_valid_rows_and_not_over_minibatches(monkeypatch:
     rule.check()
 
 
-# --- how an update proceeds --------------------------------------------------------------------------------------------
+# How an update proceeds
+
+
 @pytest.fixture
 def minibatches(monkeypatch: pytest.MonkeyPatch) -> list[Minibatch]:
     """Record a copy of every minibatch that an eager learner steps on."""
@@ -494,35 +498,59 @@ def test_an_update_writes_to_nothing_in_the_rollout() -> None:
         np.testing.assert_array_equal(getattr(rollout, name), array, err_msg=name)
 
 
-# --- compiled ----------------------------------------------------------------------------------------------------------
+# Compiled
+
+COMPILED_LOSS = Loss(clip_vloss=True, ent_coef=0.01)
+COMPILED_BOUND = 3.0  # on the gradient's norm, which is below and above it in the rollouts used
+
+
 @pytest.fixture(scope="module")
 def compiled() -> TorchLearner:
-    """One compiled learner for all tests, with every optional term of the loss in it; skipped where nothing compiles."""
+    """One compiled learner for all tests, with every optional term of the loss; skipped where nothing compiles."""
     torch.set_num_threads(1)
     torch._dynamo.utils.counters.clear()
-    options = {"norm_adv": "minibatch", "clip_vloss": True, "ent_coef": 0.01, "max_grad_norm": NO_CLIP}
     try:
-        return make_learner(update="compile", minibatch_size=32, **options)
+        return make_learner(
+            update="compile", minibatch_size=32, norm_adv="minibatch", clip_vloss=True, ent_coef=0.01,
+            max_grad_norm=COMPILED_BOUND,
+        )  # fmt: skip
     except BackendError as err:
         pytest.skip(str(err))
+
+
+def clipped_references(flat: Tensor, rollout: Rollout) -> list[tuple[dict[str, Tensor], float, Any]]:
+    """Return (parameters by name with clipped gradients, norm before clipping, metrics) in float32 and in float64."""
+    out = []
+    for dtype in (torch.float32, torch.float64):
+        net = training.reference_net(MODEL, flat, dtype)
+        _, metrics = training.reference_gradient(net, training.valid_rows(rollout, dtype), COMPILED_LOSS)
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), COMPILED_BOUND)
+        out.append((training.reference_parameters(net), float(norm), metrics))
+    return out
 
 
 def test_compiled_gradient_is_as_exact_as_the_float32_reference(compiled: TorchLearner) -> None:
     assert compiled.mode == "compile"
     assert compiled.compile_s > 0
-    rule = TwoTimesRule()
+    gradients, metrics, norms = TwoTimesRule(), TwoTimesRule(), []
     for seed in range(32):
         flat = training.random_parameters(MODEL, seed)
         rollout = training.random_rollout(MODEL, flat, seed)
-        # All rows but those of one minibatch are reset rows: the update is one step, exp_avg one gradient.
+        # All rows but those of one minibatch are reset rows: the update is one step, exp_avg one clipped gradient.
         order = reference.permutation(128, 1, seed)
         rollout.valid.reshape(-1)[np.delete(order, np.s_[32 * (seed % 4) : 32 * (seed % 4) + 32])] = False
         set_state(compiled, flat, epochs_done=seed)
-        compiled.update(rollout)
+        reported = compiled.update(rollout)
         assert compiled.state()["counters"].tolist() == [1, seed + 1]
-        (single, _), (double, _) = references(flat, rollout, Loss(clip_vloss=True, ent_coef=0.01))
-        rule.add(by_name(compiled.state()["exp_avg"].double() / BETA1), single, double)
-    rule.check()
+        single, double = clipped_references(flat, rollout)
+        ours = by_name(compiled.state()["exp_avg"].double() / BETA1)
+        gradients.add(ours, *({name: p.grad for name, p in part[0].items()} for part in (single, double)))
+        expected = [{**part[2], "grad_norm": part[1]} for part in (single, double)]
+        metrics.add({name: reported[name] for name in expected[1]}, *expected)
+        norms.append(double[1])
+    assert min(norms) < COMPILED_BOUND < max(norms)
+    gradients.check()
+    metrics.check()
 
 
 def test_compiled_step_is_one_graph_and_never_compiles_again(compiled: TorchLearner) -> None:
@@ -553,7 +581,6 @@ def test_compiled_update_is_blind_to_nan_in_reset_rows(compiled: TorchLearner) -
 
 def test_compiled_whole_step_is_as_exact_as_torch_adam(compiled: TorchLearner) -> None:
     rule = TwoTimesRule()
-    loss = Loss(clip_vloss=True, ent_coef=0.01)
     for seed in range(32):
         generator = torch.Generator().manual_seed(seed)
         flat = training.random_parameters(MODEL, seed)
@@ -567,38 +594,32 @@ def test_compiled_whole_step_is_as_exact_as_torch_adam(compiled: TorchLearner) -
         compiled.update(rollout)
 
         expected = []
-        for dtype in (torch.float32, torch.float64):
-            net = training.reference_net(MODEL, flat, dtype)
-            training.reference_gradient(net, training.valid_rows(rollout, dtype), loss)
-            parameters = training.reference_parameters(net)
+        for parameters, _, _ in clipped_references(flat, rollout):
             optimizer = torch.optim.Adam(parameters.values(), lr=0.1, eps=1e-5)
             state = {"exp_avg": MODEL.unflatten(exp_avg), "exp_avg_sq": MODEL.unflatten(exp_avg_sq)}
             for name, parameter in parameters.items():
-                moments = {key: views[name].to(dtype, copy=True) for key, views in state.items()}
+                moments = {key: views[name].to(parameter.dtype, copy=True) for key, views in state.items()}
                 optimizer.state[parameter] = {"step": torch.tensor(float(seed)), **moments}
-            training.reference_gradient(net, training.valid_rows(rollout, dtype), loss)
             optimizer.step()
-            expected.append(
-                {
-                    **{f"{name} value": p.detach() for name, p in parameters.items()},
-                    **{f"{name} m": optimizer.state[p]["exp_avg"] for name, p in parameters.items()},
-                    **{f"{name} v": optimizer.state[p]["exp_avg_sq"] for name, p in parameters.items()},
-                }
-            )
-        after = {"value": compiled.flat, "m": compiled.state()["exp_avg"], "v": compiled.state()["exp_avg_sq"]}
-        ours = {f"{name} {what}": part for what, vector in after.items() for name, part in by_name(vector).items()}
+            values = {f"{name} flat": p.detach() for name, p in parameters.items()}
+            moments = {f"{name} {key}": optimizer.state[p][key] for name, p in parameters.items() for key in state}
+            expected.append({**values, **moments})
+        after = {"flat": compiled.flat, **{key: compiled.state()[key] for key in ("exp_avg", "exp_avg_sq")}}
+        ours = {f"{name} {key}": part for key, vector in after.items() for name, part in by_name(vector).items()}
         rule.add(ours, *expected)
     rule.check()
 
 
-# --- which of the two runs ---------------------------------------------------------------------------------------------
+# Which of the two runs
+
+
 def broken_compile(*args: Any, **options: Any) -> Any:
     raise RuntimeError("no C++ compiler found\nand a long trace")
 
 
 def test_compiling_by_name_without_a_compiler_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda *_, **__: broken_compile)
-    with pytest.raises(BackendError, match="--update compile.*no C\\+\\+ compiler found$"):
+    with pytest.raises(BackendError, match=r"--update compile.*no C\+\+ compiler found$"):
         make_learner(update="compile")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,18 @@ from ppo_fast.trainer import RunResult, Trainer
 TIMING = ("wall_s", "sps", "startup_s")  # and everything under time/
 
 
-# --- small runs --------------------------------------------------------------------------------------------------------
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Run torch in one thread, as a training run does; tests import this fixture."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# Small runs
+
+
 def config(run_dir: Path, **options: Any) -> Config:
     """Return the options of a run of about a tenth of a second: 8 environments x 32 steps, 4 minibatches of 64."""
     defaults: dict[str, Any] = {
@@ -132,7 +143,8 @@ def jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# --- random rollouts and the reference loss ----------------------------------------------------------------------------
+# Random rollouts and the reference loss
+
 OBS_DIM, ACT_DIM = 11, 3
 FLOAT_FIELDS = ("norm_obs", "actions", "log_probs", "advantages", "returns", "values")
 
@@ -203,8 +215,10 @@ class Loss:
     vf_coef: float = 0.5
 
 
-def reference_gradient(net: ReferenceNet, rows: Mapping[str, Tensor], loss: Loss) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return the gradient by name, and the metrics, of the loss built from ``reference.losses`` on rows that all count."""
+def reference_gradient(
+    net: ReferenceNet, rows: Mapping[str, Tensor], loss: Loss
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return the gradient by name and the metrics of a loss built of ``reference.losses``, on rows that all count."""
     log_probs = losses.gaussian_log_prob(net.actor(rows["norm_obs"]), net.log_std, rows["actions"])
     log_ratio = log_probs - rows["log_probs"]
     advantages = losses.normalize_advantages(rows["advantages"]) if loss.norm_adv else rows["advantages"]
@@ -228,7 +242,9 @@ def reference_gradient(net: ReferenceNet, rows: Mapping[str, Tensor], loss: Loss
     return gradient, {name: float(value.detach()) for name, value in metrics.items()}
 
 
-# --- the 2x rule -------------------------------------------------------------------------------------------------------
+# The 2x rule
+
+
 @dataclass
 class TwoTimesRule:
     """Root-mean-square error against float64, per tensor, pooled over the batches: at most 2x the float32 reference's.
@@ -237,7 +253,9 @@ class TwoTimesRule:
     """
 
     batches: int = 0
-    sums: dict[str, list[float]] = field(default_factory=dict)  # name -> [Σ candidate error², Σ reference error², count]
+    sums: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # name -> [Σ candidate error², Σ reference error², count]
 
     def add(self, candidate: Mapping[str, Any], reference: Mapping[str, Any], oracle: Mapping[str, Any]) -> None:
         """Take in one batch of named tensors or numbers; ``oracle`` is float64."""

@@ -58,7 +58,9 @@ class LossConfig:
     adam_eps: float
 
 
-def ppo_loss(model: ActorCritic, hp: LossConfig, flat: Tensor, inv_count: Tensor, mb: Minibatch) -> tuple[Tensor, Tensor]:
+def ppo_loss(
+    model: ActorCritic, hp: LossConfig, flat: Tensor, inv_count: Tensor, mb: Minibatch
+) -> tuple[Tensor, Tensor]:
     """Return the PPO loss and the metric sums, over the valid rows of a minibatch.
 
         r = π(a|s) / π_old(a|s)
@@ -149,7 +151,7 @@ def adam_step(hp: LossConfig, opt: Optimizer, step_size: Tensor, inv_sqrt_bias2:
     """
     beta1, beta2 = ADAM_BETAS
     # Summed in float64: in float32 torch adds the squares of a long vector one after another, and loses a digit.
-    norm = torch.linalg.vector_norm(grad, dtype=torch.float64).to(grad.dtype)
+    norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.float64).to(grad.dtype)
     grad = grad * (hp.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
     opt.exp_avg.mul_(beta1).add_(grad, alpha=1.0 - beta1)
     opt.exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)

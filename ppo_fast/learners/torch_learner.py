@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Step = Callable[[Optimizer, Tensor, Minibatch], None]
 
-# On two CPU cores a compilation costs 10 to 20 s and saves about 0.6 ms per minibatch step, see benchmarks/bench_update.py.
+# On two CPU cores a compilation costs 10 to 20 s and saves 0.6 to 0.9 ms per minibatch step (bench_update.py).
 COMPILE_PAYS_AFTER = 30_000
 
 
@@ -67,7 +67,7 @@ class TorchLearner(PPOLearner):
         return self.opt.stats.clone()
 
     def _scalars(self, counts: Float32) -> Tensor:
-        """Return (num_minibatches, 3): 1 / valid rows, lr / (1 − β₁ᵗ), 1 / sqrt(1 − β₂ᵗ), with t counting real steps."""
+        """Return (num_minibatches, 3): 1 / valid rows, lr / (1 − β₁ᵗ), 1 / sqrt(1 − β₂ᵗ); t counts real steps."""
         beta1, beta2 = ADAM_BETAS
         t = self.adam_steps + np.maximum(np.cumsum(counts > 0), 1)
         self.adam_steps += int((counts > 0).sum())
@@ -90,7 +90,7 @@ class TorchLearner(PPOLearner):
             self._compile(forced=cfg.update == "compile")
 
     def _compile(self, *, forced: bool) -> None:
-        """Compile the step on copies, so that the first real minibatch runs at speed and a missing compiler shows now."""
+        """Compile the step on copies: the first real minibatch runs at speed, and a missing compiler shows now."""
         start = time.perf_counter()
         step = torch.compile(self._bind(compiled=True), fullgraph=True, dynamic=False)
         opt = Optimizer(*(tensor.clone() for tensor in self.opt))

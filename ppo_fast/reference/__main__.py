@@ -28,7 +28,8 @@ def main() -> int:
     def report(row: dict[str, Any]) -> None:
         shown = "-" if row["episode_return"] is None else f"{row['episode_return']:.1f}"
         sps = row["env_steps"] / row["wall_s"]
-        print(f"{row['env_steps']:>10,} steps  {sps:>7,.0f} SPS  return {shown:>8}  KL {row['approx_kl']:.4f}", flush=True)
+        line = f"{row['env_steps']:>10,} steps  {sps:>7,.0f} SPS  return {shown:>8}  KL {row['approx_kl']:.4f}"
+        print(line, flush=True)
 
     ppo.run(report)
     returns = ppo.evaluate()

@@ -11,12 +11,14 @@ T steps · N envs · D observation · A actions · B = T·N rows · M rows of a 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ from .advantage import gae
 from .moments import update_moments
 from .rng import env_seeds, normals
 from .shuffle import permutation
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -80,18 +84,20 @@ class RunningNormalizer:
     def __init__(self, dim: int) -> None:
         self.count, self.mean, self.m2 = np.zeros(1), np.zeros(dim), np.zeros(dim)
 
-    def update(self, rows: np.ndarray, valid: np.ndarray) -> None:
+    def update(self, rows: Array, valid: Array) -> None:
         """Take in the rows (B, dim) that count."""
         update_moments(self.count, self.mean, self.m2, rows, valid)
 
     @property
-    def std(self) -> np.ndarray:
+    def std(self) -> Array:
         """Standard deviation; 1 before the first row."""
-        return np.sqrt(self.m2 / self.count + 1e-8) if self.count[0] else np.ones_like(self.m2)
+        std: Array = np.sqrt(self.m2 / self.count + 1e-8) if self.count[0] else np.ones_like(self.m2)
+        return std
 
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
+    def __call__(self, rows: Array) -> Array:
         """Normalise rows (..., dim), bounded to ±10."""
-        return np.clip((rows - self.mean) / self.std, -10, 10).astype(np.float32)
+        normal: Array = np.clip((rows - self.mean) / self.std, -10, 10)
+        return normal.astype(np.float32)
 
 
 class PPO:
@@ -121,12 +127,10 @@ class PPO:
 
     # --- act ---------------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def rollout(self) -> dict[str, np.ndarray]:
+    def rollout(self) -> dict[str, Array]:
         """Take T steps in every environment with the current policy; statistics are frozen meanwhile."""
         s = self.settings
-        rows: dict[str, list[np.ndarray]] = {
-            key: [] for key in "obs norm_obs actions log_probs rewards terminated done valid values".split()
-        }
+        rows: dict[str, list[Array]] = defaultdict(list)
         for _ in range(s.num_steps):
             norm_obs = self.obs_normalizer(self.obs)
             x = torch.from_numpy(norm_obs)
@@ -154,19 +158,20 @@ class PPO:
         self.env_steps += int(batch["valid"].sum())
         return batch
 
-    def to_env(self, action: np.ndarray) -> np.ndarray:
+    def to_env(self, action: Array) -> Array:
         """Clip to [-1, 1] and stretch to the range of the environment."""
         unit = (np.clip(action.astype(np.float64), -1, 1) + 1) / 2
-        return (self.action_low + unit * (self.action_high - self.action_low)).astype(np.float32)
+        action_env: Array = self.action_low + unit * (self.action_high - self.action_low)
+        return action_env.astype(np.float32)
 
-    def count_episodes(self, reward: np.ndarray, done: np.ndarray, valid: np.ndarray) -> None:
+    def count_episodes(self, reward: Array, done: Array, valid: Array) -> None:
         """Add up the raw rewards of each episode."""
         self.episode_return += reward
         self.finished += self.episode_return[done & valid].tolist()
         self.episode_return[done] = 0.0
 
     # --- judge -------------------------------------------------------------------------------------------------------
-    def scale_rewards(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+    def scale_rewards(self, batch: dict[str, Array]) -> Array:
         """Divide rewards by the running standard deviation of the discounted return, so that values stay near 1."""
         passed_through = np.zeros_like(batch["rewards"])
         for t in range(self.settings.num_steps):
@@ -176,9 +181,10 @@ class PPO:
             passed_through[t] = self.discounted_return
             self.discounted_return = np.where(ends, 0.0, self.discounted_return)
         self.return_normalizer.update(passed_through.reshape(-1, 1), batch["valid"].reshape(-1))
-        return np.clip(batch["rewards"] / self.return_normalizer.std[0], -10, 10).astype(np.float32)
+        scaled: Array = np.clip(batch["rewards"] / self.return_normalizer.std[0], -10, 10)
+        return scaled.astype(np.float32)
 
-    def judge(self, batch: dict[str, np.ndarray]) -> None:
+    def judge(self, batch: dict[str, Array]) -> None:
         """Add advantages and value targets."""
         s = self.settings
         values, next_values = batch["values"][:-1], batch["values"][1:]
@@ -188,7 +194,7 @@ class PPO:
         )  # fmt: skip
 
     # --- learn -------------------------------------------------------------------------------------------------------
-    def learn(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
+    def learn(self, batch: dict[str, Array]) -> dict[str, float]:
         """Take update_epochs passes of gradient steps over shuffled minibatches of the rows that count."""
         s = self.settings
         progress = self.progress()
@@ -203,8 +209,8 @@ class PPO:
             order = permutation(s.num_envs * s.num_steps, s.seed, self.epochs_done)
             self.epochs_done += 1
             weighted, count = 0.0, 0
-            for index in order.reshape(-1, s.minibatch_size):
-                index = torch.from_numpy(index[batch["valid"].reshape(-1)[index]])
+            for chosen in order.reshape(-1, s.minibatch_size):
+                index = torch.from_numpy(chosen[batch["valid"].reshape(-1)[chosen]])
                 if len(index):
                     weighted += len(index) * self.minibatch({key: value[index] for key, value in rows.items()})
                     count += len(index)
@@ -219,7 +225,7 @@ class PPO:
         s = self.settings
         loss, kl = self.loss(rows)
         self.optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.net.parameters(), s.max_grad_norm)
         self.optimizer.step()
         return float(kl)
@@ -266,7 +272,7 @@ class PPO:
         self.envs.close()
 
     @torch.no_grad()
-    def evaluate(self, episodes: int = 10) -> np.ndarray:
+    def evaluate(self, episodes: int = 10) -> Array:
         """Return the undiscounted returns of episodes with the mean action and frozen statistics."""
         env = gymnasium.make(self.settings.env)
         returns = np.zeros(episodes)

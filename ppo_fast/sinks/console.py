@@ -48,8 +48,8 @@ class ConsoleSink:
     def line(self, metrics: Metrics) -> str:
         """Return the progress line of one iteration."""
         steps, wall = int(metrics["env_steps"] or 0), float(metrics["wall_s"] or 0.0)
-        if self._from is None:
-            self._from = (0, 0.0) if metrics["iteration"] == 1 else (steps, wall)
+        if self._from is None:  # the first row holds the compilation, which says nothing of the time to come
+            self._from = (steps, wall)
         rate = (steps - self._from[0]) / max(wall - self._from[1], 1e-9)
         eta = clock(max(self._total - steps, 0) / rate) if rate > 0 else "-"
         phases = {k.removeprefix("time/"): float(v or 0.0) for k, v in metrics.items() if k.startswith("time/")}
