@@ -53,8 +53,8 @@ class Config:
     # --- where and how -----------------------------------------------------------------------------------------------
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """device of the learner; auto: cuda if there is one"""
-    learner: Literal["auto", "native", "torch"] = "auto"
-    """what computes updates; auto: the native C++ learner on the CPU where it can, else torch"""
+    learner: Literal["auto", "native", "torch"] = "torch"
+    """what computes updates: torch, or native C++ on the CPU; auto: native where it can run, else torch"""
     update: Literal["auto", "eager", "compile"] = "auto"
     """how the torch learner makes a step; auto: torch.compile when it pays for its compilation and a compiler works"""
     kernels: Literal["auto", "cpp", "numba", "reference"] | None = None

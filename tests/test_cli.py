@@ -34,7 +34,7 @@ Command = Callable[..., Outcome]
 FLAGS = """
     --env --preset --total-timesteps --seed --run-dir --resume
     --num-envs --env-backend --env-threads --vectorization
-    --device --update --kernels --torch-threads
+    --device --learner --update --kernels --torch-threads
     --num-steps --minibatch-size --update-epochs --learning-rate --anneal-lr --no-anneal-lr --adam-eps
     --gamma --gae-lambda --norm-adv --clip-coef --clip-vloss --no-clip-vloss --ent-coef --vf-coef
     --max-grad-norm --target-kl --hidden-sizes --activation --log-std-init

@@ -518,8 +518,9 @@ def chosen(**options: Any) -> tuple[PPOLearner, str]:
 
 
 def test_auto_takes_the_native_learner_and_torch_where_its_ways_are_named() -> None:
-    assert isinstance(chosen()[0], NativeLearner)
-    learner, reason = chosen(update="eager")
+    assert isinstance(chosen()[0], TorchLearner)
+    assert isinstance(chosen(learner="auto")[0], NativeLearner)
+    learner, reason = chosen(learner="auto", update="eager")
     assert isinstance(learner, TorchLearner)
     assert reason == "for --update eager"
     assert isinstance(chosen(learner="torch")[0], TorchLearner)
@@ -537,7 +538,7 @@ def test_what_lacks_is_named_aloud_or_is_an_error(
 ) -> None:
     monkeypatch.setattr(choose, "lacks", lambda *_: "no core, a test")
     with caplog.at_level(logging.WARNING, logger="ppo_fast"):
-        learner, reason = chosen(total_timesteps=1000)
+        learner, reason = chosen(learner="auto", total_timesteps=1000)
     assert isinstance(learner, TorchLearner)
     assert "no core, a test" in reason
     assert "no core, a test" in caplog.text

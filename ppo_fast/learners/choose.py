@@ -27,12 +27,12 @@ def make_learner(model: ActorCritic, flat: Tensor, cfg: Config, device: torch.de
         BackendError: a learner asked for by name cannot be had; the message says what lacks.
     """
     if cfg.learner == "torch":
-        return TorchLearner(model, flat, cfg, device), "asked for"
+        return TorchLearner(model, flat, cfg, device), "--learner torch"
     missing = lacks(model, device)
     if cfg.learner == "native":
         if missing:
             raise BackendError(f"--learner native: {missing}")
-        return NativeLearner(model, flat, cfg, device), "asked for"
+        return NativeLearner(model, flat, cfg, device), "--learner native"
     if cfg.update != "auto":
         return TorchLearner(model, flat, cfg, device), f"for --update {cfg.update}"
     if not missing:
