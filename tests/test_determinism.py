@@ -16,6 +16,7 @@ import training
 from training import Run, config, one_thread  # noqa: F401
 
 from ppo_fast import envs
+from ppo_fast.trainer import Trainer
 
 
 def run(path: Path, **options: Any) -> Run:
@@ -45,6 +46,12 @@ def test_another_seed_gives_another_run_from_the_first_row_on(baseline: Run, tmp
         assert other[name] != value, name
     for name in ("policy_loss", "value_loss", "approx_kl", "episode_return"):
         assert other["rows"][0][name] != baseline.rows[0][name], name
+
+
+def test_initial_parameters_are_those_of_the_seed(tmp_path: Path) -> None:
+    first, same, other = (Trainer(config(tmp_path / "run", seed=seed)).learner.flat for seed in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
 
 
 def test_global_generators_neither_steer_a_run_nor_are_moved_by_it(baseline: Run, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 import training
+from oracles import gae_error_bound, gae_oracle
 from torch import Tensor
 from training import TwoTimesRule, one_thread  # noqa: F401
 
@@ -134,6 +136,25 @@ def test_rollout_flags_reset_rows_and_gives_one_value_more_than_steps(ppo: PPO) 
         np.testing.assert_array_equal(batch["valid"][1:], ~batch["done"][:-1])
         assert not batch["rewards"][~batch["valid"]].any()
     assert ppo.finished
+
+
+def test_time_limits_bootstrap_and_terminations_do_not_in_the_reference() -> None:
+    limited = copy.deepcopy(gymnasium.spec("Hopper-v5"))
+    limited.max_episode_steps = 20  # Hopper falls after 5 to 100 steps: both kinds of ends occur
+    ppo = PPO(Settings(env=limited, num_envs=4, num_steps=64))  # type: ignore[arg-type]
+    ppo.warm_up()
+    batch = ppo.rollout()
+    ppo.judge(batch)
+    ppo.envs.close()
+    cut = batch["done"] & ~batch["terminated"]
+    assert cut.any()
+    assert batch["terminated"].any()
+    scaled = np.clip(batch["rewards"] / ppo.return_normalizer.std[0], -10, 10)
+    args = scaled, batch["values"][:-1], batch["values"][1:], batch["terminated"], batch["done"]
+    options = {"gamma": 0.99, "gae_lambda": 0.95}
+    bound = gae_error_bound(*args[:3], batch["done"], unit_roundoff=2.0**-24, **options)
+    assert np.all(np.abs(batch["advantages"] - gae_oracle(*args, **options)) <= bound)
+    np.testing.assert_array_equal(batch["returns"], batch["advantages"] + batch["values"][:-1])
 
 
 def test_nan_in_reset_rows_changes_nothing_that_the_reference_learns(ppo: PPO) -> None:

@@ -586,13 +586,14 @@ def test_resumed_run_goes_on_with_counters_schedule_adam_and_statistics(tmp_path
 
 def test_resumed_run_draws_new_noise_and_new_minibatch_orders(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    kill_at(path, 6, **RESUMED)
+    kill_at(path, 8, **RESUMED)
     subject = Trainer(config(path, resume="auto", **RESUMED))
-    at = subject.state.worker_steps
-    assert at == 32 * (subject.state.iteration + 1)
+    done = subject.state.iteration
+    assert subject.state.worker_steps == 32 * (done + 1)
     subject.run()
-    assert subject.worker.steps_done > at
-    assert subject.learner.epochs_done == 2 * subject.state.iteration
+    # The keys of noise and order, step and epoch, go on from where the checkpoint was.
+    assert subject.worker.steps_done == subject.state.worker_steps == 32 * (subject.state.iteration + 1)
+    assert subject.learner.epochs_done == 2 * subject.state.iteration > 2 * done
 
 
 def test_resume_of_one_checkpoint_by_path_goes_on_from_that_one(tmp_path: Path) -> None:

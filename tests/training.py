@@ -52,6 +52,7 @@ def config(run_dir: Path, **options: Any) -> Config:
         "update_epochs": 2,
         "total_timesteps": 1200,
         "learning_rate": 1e-3,
+        "learner": "torch",
         "update": "eager",
         "device": "cpu",
         "eval_every": 0,
