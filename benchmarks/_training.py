@@ -10,12 +10,20 @@ import torch
 
 from ppo_fast import envs
 from ppo_fast.config import Config
+from ppo_fast.learners.ppo_base import PPOLearner
 from ppo_fast.reference.ppo import PPO, Settings
 from ppo_fast.rollout import RolloutWorker
 from ppo_fast.timing import PhaseTimer
 from ppo_fast.trainer import Trainer
 
 from ._measure import Paced
+
+
+def how(learner: PPOLearner) -> str:
+    """Say how a learner makes its steps, and what its compilation took if this session had not compiled it before."""
+    if learner.mode != "compile":
+        return learner.mode
+    return f"compiled in {learner.compile_s:.1f} s" if learner.compile_s > 1.0 else "compiled before in this session"
 
 
 class PacedTrainer(Paced):

@@ -8,7 +8,7 @@ import pytest
 
 from ._ceiling import ceilings
 from ._measure import Lane, Paced, Sample
-from ._training import PacedReference, PacedTrainer
+from ._training import PacedReference, PacedTrainer, how
 from .conftest import TASKS, Bench
 
 PRESETS = "fast", "sample"
@@ -27,7 +27,7 @@ def test_train(env_id: str, bench: Bench) -> None:
             stack.enter_context(closing(fast))
             stack.enter_context(closing(reference))
             learner = fast.trainer.learner
-            mode = f"compiled in {learner.compile_s:.1f} s" if learner.mode == "compile" else learner.mode
+            mode = how(learner)
             names = f"ppo_fast, preset {preset}", f"reference, batch of preset {preset}"
             lanes |= {names[0]: lane(fast, bench.steps(2 * TASKS[env_id])), names[1]: lane(reference, 1)}
             rows |= {name: {"ceiling": tuple(alone), "reference": names[1]} for name in names}

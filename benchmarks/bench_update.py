@@ -20,7 +20,7 @@ from ppo_fast.reference.ppo import PPO
 
 from ._ceiling import ceilings
 from ._measure import Lane, Sample
-from ._training import PacedTrainer, reference_settings
+from ._training import PacedTrainer, how, reference_settings
 from .conftest import Bench
 
 ENV = "Ant-v5"
@@ -48,7 +48,7 @@ def test_update(preset: str, bench: Bench) -> None:
             notes["eager"] = f"; {error}"
             continue
         updates[mode] = OurUpdate(learner, flat, rollout, trainer.normalizer)
-        notes[mode] = f"; compiled in {learner.compile_s:.1f} s" if mode == "compile" else ""
+        notes[mode] = f"; {how(learner)}" if mode == "compile" else ""
 
     reference()
     expected = reference.parameters() - flat
