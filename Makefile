@@ -5,16 +5,21 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PPO_FAST_BUILD ?= auto
 
-.PHONY: train test test-full bench lint clean
+.PHONY: train test test-full core bench lint clean
 
 train: $(READY)  ## train Ant-v5, or what ARGS says: make train ARGS="--env Hopper-v5"
 	$(BIN)/python -m ppo_fast.train $(ARGS)
 
-test: $(READY)  ## the tests, every kernel backend required
+test: core  ## the tests, every kernel backend required
 	$(BIN)/python -m pytest tests -m "not slow" --require-backends=cpp,numba $(ARGS)
 
-test-full: $(READY)  ## the tests, those that train for minutes included
+test-full: core  ## the tests, those that train for minutes included
 	$(BIN)/python -m pytest tests --require-backends=cpp,numba $(ARGS)
+
+# A set-up made before there was a compiler lacks the core, which the tests require.
+core: $(READY)
+	@$(BIN)/python -c "import ppo_fast._core" 2>/dev/null || \
+	    PPO_FAST_BUILD=require $(BIN)/python -m pip install --no-deps -e .
 
 bench: $(READY)  ## env steps per second and kernel timings
 	$(BIN)/python -m pytest benchmarks $(ARGS)
@@ -26,7 +31,9 @@ lint: $(READY)
 
 # The compiled core is part of the installation, so a change of its sources installs again.
 $(READY): pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	    { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
 	touch $(READY)
 

@@ -159,6 +159,11 @@ def run_command(main: Callable[[], None], *, prog: str) -> int:
     except PPOFastError as err:
         print(f"{prog}: error: {' '.join(str(err).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except MemoryError as err:
+        print(
+            f"{prog}: error: out of memory; fewer or smaller num_envs, num_steps, hidden_sizes ({err})", file=sys.stderr
+        )
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

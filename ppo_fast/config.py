@@ -244,6 +244,11 @@ def _check_values(cfg: Config) -> None:
             f"update {cfg.update!r} belongs to the torch learner, and learner 'native' was asked for; "
             "leave update at 'auto', or take learner 'torch'"
         )
+    if cfg.total_timesteps <= cfg.batch_size:
+        raise ConfigError(
+            f"total_timesteps must be above num_envs * num_steps = {cfg.batch_size}, the first rollout, which is not "
+            f"learned from, got {cfg.total_timesteps}"
+        )
     if cfg.batch_size % cfg.minibatch_size:
         raise ConfigError(
             f"minibatch_size must divide num_envs * num_steps = {cfg.num_envs} * {cfg.num_steps} = {cfg.batch_size}, "

@@ -19,7 +19,7 @@ from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
 from ppo_fast.envs.episodes import EpisodeTracker
 from ppo_fast.errors import CheckpointError, NonFiniteError, PPOFastError
-from ppo_fast.evaluation import EpisodeStats, Policy, evaluate, spec_to_json
+from ppo_fast.evaluation import EVALUATION, EpisodeStats, Policy, evaluate, spec_to_json
 from ppo_fast.learners.choose import make_learner
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer, RewardScaler
@@ -140,8 +140,8 @@ class Trainer:
             timer=self.timer,
         )
         self.worker.steps_done = self.state.worker_steps
-        self._startup_s = time.perf_counter() - self._started
-        # The clock counts compilation, which the learner has done before the first step.
+        # The clock counts compilation, which the learner has done before the first step; so start-up does not.
+        self._startup_s = time.perf_counter() - self._started - self.learner.compile_s
         self._clock = time.perf_counter() - self.state.wall_s - self.learner.compile_s
         self._row_started = time.perf_counter() - self.learner.compile_s
         if self.state.env_steps == 0:
@@ -262,17 +262,20 @@ class Trainer:
             raise CheckpointError(f"{saved.path} does not fit this version: {err}") from err
 
     def _make_env(self) -> envs.VectorEnv:
-        cfg = self.cfg
+        """Make the environments; those of a resumed run start elsewhere than those that the run began with."""
+        cfg, iteration = self.cfg, self.state.iteration
         return envs.make(
             cfg.env, cfg.num_envs, seed=cfg.seed, backend=cfg.env_backend, num_threads=cfg.env_threads,
-            vectorization=cfg.vectorization,
+            vectorization=cfg.vectorization, purpose=iteration + EVALUATION if iteration else 0,
         )  # fmt: skip
 
     def _describe(self) -> dict[str, Any]:
-        backend, reason = envs.resolve_backend(self.cfg.env, self.cfg.env_backend)
+        cfg = self.cfg
+        backend, reason = envs.resolve_backend(cfg.env, cfg.env_backend)
+        workers = envs.workers(backend, cfg.num_envs, num_threads=cfg.env_threads, vectorization=cfg.vectorization)
         return {
             **build_info(),
-            "env_backend": {"name": backend, "reason": reason},
+            "env_backend": {"name": backend, "reason": reason, "workers": workers},
             "device": {"asked": self.cfg.device, "got": str(self.device)},
             "learner": {"name": self.learner.name, "reason": self.why_learner, "simd": self.learner.simd},
             "update": {"mode": self.learner.mode, "why_eager": self.learner.why_eager},

@@ -6,6 +6,7 @@ native test that is skipped for ever is how a fallback rots.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -53,6 +54,9 @@ def pytest_report_header() -> list[str]:
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Select one backend for the test, by name, and put the former choice back."""
     name = request.param
+    forced = os.environ.get("PPO_FAST_BACKEND")
+    if forced not in (None, "", "auto", name):
+        pytest.skip(f"PPO_FAST_BACKEND={forced}")
     reason = kernels.why_not().get(name)
     if reason is not None:
         if name in required_backends(request.config):

@@ -287,7 +287,7 @@ def test_what_fails_in_the_trainer_leaves_nothing(
     def no_compiler(*args: Any, **kwargs: Any) -> None:
         raise BackendError("--update compile: torch.compile does not work here:\n  no compiler")
 
-    monkeypatch.setattr("ppo_fast.trainer.TorchLearner", no_compiler)
+    monkeypatch.setattr("ppo_fast.trainer.make_learner", no_compiler)
     is_refused(command(*TINY, "--run-dir", "r"), "torch.compile does not work here: no compiler")
     monkeypatch.setattr("ppo_fast.envs.make", no_compiler)
     assert not files_below(tmp_path)
@@ -404,7 +404,7 @@ def test_auto_falls_back_to_eager_aloud_without_a_compiler(tmp_path: Path) -> No
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("eager\n")
     assert "torch.compile does not work here, updates run eagerly: " in result.stderr
-    assert re.search(r"device: .*update eager \(torch.compile does not work here: ", result.stdout)
+    assert re.search(r"learner: +torch, update eager \(torch.compile does not work here: ", result.stdout)
     assert not files_below(where)
 
 
@@ -422,9 +422,10 @@ def test_a_real_run_tells_what_runs_how_far_it_is_and_where_its_results_are(tmp_
     assert banner["batch"] == "4 envs x 32 steps = 128 rows, 1 epochs x 2 minibatches of 64"
     # Two networks 4-64-64-out: (4*64+64) + (64*64+64) = 4480 each, 65 for each head, and 1 log-std.
     assert banner["network"] == "64-64 tanh, 9,091 parameters"
-    assert banner["device"] == "cpu (asked: cpu), update eager (asked for)"
+    assert banner["device"] == "cpu (asked: cpu)"
+    assert banner["learner"] == "torch, update eager (asked for)"
     assert banner["kernels"].startswith("reference")  # --kernels beats PPO_FAST_BACKEND
-    assert "torch threads 1" in banner["machine"]
+    assert re.match(r"torch 1, envpool [1-4]$", banner["threads"])
     (run,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"InvertedPendulum-v5-fast-seed1-\d{8}-\d{6}", run.name)
     assert banner["run dir"] == f"runs/{run.name}"

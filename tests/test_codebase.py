@@ -98,9 +98,9 @@ def test_the_reference_is_imported_by_the_kernels_alone() -> None:
     assert {part(name) for name in importers} == {"kernels"}
 
 
-def test_only_the_kernels_touch_native_code() -> None:
+def test_only_the_kernels_and_the_native_learner_touch_native_code() -> None:
     importers = {name for name, path in SOURCES.items() if "ppo_fast._core" in package_imports(name, path)}
-    assert importers == {"ppo_fast.kernels._cpp"}
+    assert importers == {"ppo_fast.kernels._cpp", "ppo_fast.learners.native"}
 
 
 # --- size ------------------------------------------------------------------------------------------------------------

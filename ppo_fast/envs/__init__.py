@@ -14,7 +14,7 @@ from ppo_fast.errors import BackendError, ConfigError, EnvError, did_you_mean
 if TYPE_CHECKING:
     import gymnasium
 
-__all__ = ["ENVPOOL_TASKS", "EnvSpec", "VectorEnv", "known_env_ids", "make", "resolve_backend", "spec"]
+__all__ = ["ENVPOOL_TASKS", "EnvSpec", "VectorEnv", "known_env_ids", "make", "resolve_backend", "spec", "workers"]
 
 #: The tasks whose EnvPool version is checked against Gymnasium, to the bit (``tests/envs/test_alignment.py``).
 ENVPOOL_TASKS = (
@@ -52,7 +52,7 @@ def make(
         backend: ``'auto'``, ``'envpool'`` or ``'gymnasium'``; see :func:`resolve_backend`.
         num_threads: EnvPool's threads; 0 for as many as help. Gymnasium has none.
         first_env: global index of environment 0, where processes share a run.
-        purpose: 0 training, 1 evaluation; separates their seeds.
+        purpose: 0 training, 1 evaluation, above 1 training that was resumed; separates their seeds.
         vectorization: ``'sync'`` (this process) or ``'async'`` (one spawned process per environment), Gymnasium only.
 
     Raises:
@@ -119,6 +119,15 @@ def spec(env_id: str, backend: str = "auto") -> EnvSpec:
     from ppo_fast.envs.gymnasium import gymnasium_spec
 
     return gymnasium_spec(env_id)
+
+
+def workers(backend: str, num_envs: int, *, num_threads: int, vectorization: str) -> int:
+    """Return how many threads (EnvPool) or processes (Gymnasium) step the environments that :func:`make` would make."""
+    if backend == "envpool":
+        from ppo_fast.envs.envpool import default_num_threads
+
+        return num_threads or default_num_threads(num_envs)
+    return num_envs if vectorization == "async" else 1
 
 
 def known_env_ids() -> list[str]:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def make_learner(model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device) -> tuple[PPOLearner, str]:
-    """Return the learner that ``cfg.learner`` means here, and the reason for it.
+    """Return the learner that ``cfg.learner`` means here, and the reason where ``auto`` chose.
 
     ``auto`` takes the native learner where it can run; torch otherwise, with a warning unless the device is no CPU, and
     where ``cfg.update`` asks for one of torch's ways by name.
@@ -27,14 +27,14 @@ def make_learner(model: ActorCritic, flat: Tensor, cfg: Config, device: torch.de
         BackendError: a learner asked for by name cannot be had; the message says what lacks.
     """
     if cfg.learner == "torch":
-        return TorchLearner(model, flat, cfg, device), "--learner torch"
+        return TorchLearner(model, flat, cfg, device), ""
     missing = lacks(model, device)
     if cfg.learner == "native":
         if missing:
             raise BackendError(f"--learner native: {missing}")
-        return NativeLearner(model, flat, cfg, device), "--learner native"
+        return NativeLearner(model, flat, cfg, device), ""
     if cfg.update != "auto":
-        return TorchLearner(model, flat, cfg, device), f"for --update {cfg.update}"
+        return TorchLearner(model, flat, cfg, device), ""  # the banner says which way was asked for
     if not missing:
         return NativeLearner(model, flat, cfg, device), "the fastest on the CPU"
     if device.type == "cpu":
