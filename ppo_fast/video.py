@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from ppo_fast.errors import BackendError
 
@@ -77,6 +78,11 @@ def render(checkpoint: Path, target: Path, seed: int) -> None:
 
     policy = load_policy(checkpoint)
     env = gymnasium.make(policy.spec.env_id, render_mode="rgb_array")
+    if _has_camera(
+        env, "track"
+    ):  # the default camera of some tasks (Ant) stands still, and the robot leaves the picture
+        env.close()
+        env = gymnasium.make(policy.spec.env_id, render_mode="rgb_array", camera_name="track")
     obs, _ = env.reset(seed=int(env_seeds(seed, 0, 1, purpose=1)[0]))
     frame = np.asarray(env.render())
     height, width = frame.shape[:2]
@@ -93,6 +99,14 @@ def render(checkpoint: Path, target: Path, seed: int) -> None:
     writer.send(np.ascontiguousarray(frame))
     writer.close()
     env.close()
+
+
+def _has_camera(env: Any, name: str) -> bool:
+    """Return whether the environment's MuJoCo model has a camera of that name; False where it has no such model."""
+    model = getattr(env.unwrapped, "model", None)
+    if model is None or not hasattr(model, "ncam"):
+        return False
+    return any(model.camera(i).name == name for i in range(model.ncam))
 
 
 if __name__ == "__main__":
