@@ -39,6 +39,8 @@ def _info() -> None:
     for name, available in kernels["available"].items():
         state = "available" if available else f"missing: {kernels['why_not'][name]}"
         rows[f"kernels {name}"] = state + (" (active)" if name == kernels["active"] else "")
+    if kernels["active"] not in kernels["available"]:
+        rows["kernels active"] = kernels["active"]
     for name, value in rows.items():
         print(f"{name:<20}{value}")
 

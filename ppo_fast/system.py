@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ppo_fast import __version__, kernels
-from ppo_fast.errors import ConfigError
+from ppo_fast.errors import BackendError, ConfigError
 
 PACKAGES = ("torch", "numpy", "numba", "envpool", "gymnasium", "mujoco", "safetensors", "tyro")
 
@@ -20,8 +20,7 @@ PACKAGES = ("torch", "numpy", "numba", "envpool", "gymnasium", "mujoco", "safete
 def build_info() -> dict[str, Any]:
     """Return versions, the machine, how the C++ core was built, and which kernel backends load (or why not).
 
-    Raises:
-        BackendError: ``PPO_FAST_BACKEND`` names a backend that cannot be had.
+    Where ``PPO_FAST_BACKEND`` names a backend that cannot be had, the active one is ``none: `` and the reason.
     """
     versions = {"python": platform.python_version(), "ppo_fast": __version__}
     for package in PACKAGES:
@@ -29,11 +28,15 @@ def build_info() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    try:
+        active = kernels.active()
+    except BackendError as error:  # told, not raised: these facts are wanted most where something is wrong
+        active = f"none: {error}"
     return {
         "versions": versions,
         "machine": {"system": f"{platform.system()} {platform.machine()}", "cpu": cpu_model(), "cpus": num_cpus()},
         "core_build": _core_build(),
-        "kernels": {"active": kernels.active(), "available": kernels.available(), "why_not": kernels.why_not()},
+        "kernels": {"active": active, "available": kernels.available(), "why_not": kernels.why_not()},
     }
 
 

@@ -26,6 +26,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from ppo_fast import cli, info, presets, system, train
 from ppo_fast.config import Config
 from ppo_fast.errors import BackendError, ConfigError, NonFiniteError
+from ppo_fast.kernels import _select
 from ppo_fast.run_dir import RunDir
 
 Command = Callable[..., Outcome]
@@ -507,6 +508,29 @@ def test_info_says_why_the_core_is_missing(capsys: pytest.CaptureFixture[str], m
     assert "C++ core            not built: no C++ compiler\n" in out
     assert "kernels cpp         missing: the C++ core was not built: no C++ compiler\n" in out
     assert "kernels numba       available (active)\n" in out
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ("cpp", "none: kernel backend 'cpp' cannot be used: it does not load"),
+        ("cpq", "none: PPO_FAST_BACKEND must be one of auto, cpp, numba, reference, got 'cpq' (did you mean 'cpp'?)"),
+    ],
+)
+def test_info_tells_why_the_kernels_asked_for_cannot_be_had(
+    asked: str, error: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PPO_FAST_BACKEND", asked)
+    monkeypatch.setattr(_select, "_active", None)
+    monkeypatch.setattr(_select, "_loaded", {})
+    monkeypatch.setattr(_select, "_reasons", {"cpp": "it does not load"})
+    assert info.main([]) == 0
+    shown = {line[:20].strip(): line[20:] for line in capsys.readouterr().out.splitlines()}
+    assert shown["torch"] == torch.__version__
+    assert shown["kernels cpp"] == "missing: it does not load"
+    assert shown["kernels active"] == error
+    with pytest.raises(BackendError):  # what a trainer asks first
+        _select.active()
 
 
 def test_info_refuses_options(capsys: pytest.CaptureFixture[str]) -> None:

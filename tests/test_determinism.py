@@ -71,6 +71,41 @@ def test_evaluations_do_not_touch_training(baseline: Run, tmp_path: Path) -> Non
     assert evaluated.fingerprint() == baseline.fingerprint()
 
 
+@pytest.fixture
+def beginnings(monkeypatch: pytest.MonkeyPatch) -> list[set[bytes]]:
+    """The first observations of the environments that are made from now on, one set for each call of ``envs.make``."""
+    seen: list[set[bytes]] = []
+    make = envs.make
+
+    def recorded(env_id: str, num_envs: int, **options: Any) -> envs.VectorEnv:
+        env = make(env_id, num_envs, **options)
+        reset = env.reset
+
+        def first(obs: np.ndarray) -> None:
+            reset(obs)
+            seen.append({row.tobytes() for row in obs})
+
+        monkeypatch.setattr(env, "reset", first)
+        return env
+
+    monkeypatch.setattr(envs, "make", recorded)
+    return seen
+
+
+@pytest.mark.parametrize("env_backend", ["envpool", "gymnasium"])
+def test_evaluation_and_a_resumed_run_begin_elsewhere_than_training(
+    beginnings: list[set[bytes]], tmp_path: Path, env_backend: str
+) -> None:
+    options: dict[str, Any] = {"env_backend": env_backend, "eval_episodes": 8}
+    run(tmp_path / "run", **options)
+    run(tmp_path / "run", resume="auto", total_timesteps=2000, **options)
+    fresh, evaluation, resumed, second_evaluation = beginnings
+    assert [len(rows) for rows in beginnings] == [8] * 4  # as many environments, each with a beginning of its own
+    assert fresh.isdisjoint(evaluation)
+    assert resumed.isdisjoint(fresh | evaluation)
+    assert second_evaluation == evaluation
+
+
 def test_checkpoints_do_not_touch_training(baseline: Run, tmp_path: Path) -> None:
     saved = run(tmp_path / "run", checkpoint_every=300)
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) >= 2

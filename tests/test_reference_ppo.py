@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -27,6 +26,7 @@ from ppo_fast.learners.ppo_step import Minibatch, Optimizer
 from ppo_fast.learners.torch_learner import TorchLearner
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer, RewardScaler
+from ppo_fast.reference import __main__ as command
 from ppo_fast.reference import losses
 from ppo_fast.reference.ppo import PPO, RunningNormalizer, Settings
 from ppo_fast.rollout import RolloutWorker
@@ -424,16 +424,47 @@ def test_reference_solves_inverted_pendulum() -> None:
     assert returns.mean() >= 950
 
 
-def test_reference_command_trains_and_refuses_what_does_not_divide(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    from ppo_fast.reference import __main__ as command
+SMALL = ("--num-envs=2", "--num-steps=32", "--minibatch-size=32", "--update-epochs=1")
 
-    small = ["--num-envs", "2", "--num-steps", "32", "--minibatch-size", "32", "--update-epochs", "1"]
-    monkeypatch.setattr("sys.argv", ["ppo_fast.reference", *small, "--total-timesteps", "200"])
+
+def test_reference_command_trains(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["ppo_fast.reference", *SMALL, "--total-timesteps", "200"])
     assert command.main() == 0
     assert "evaluation over 10 episodes" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["ppo_fast.reference", *small, "--minibatch-size", "48"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("--minibatch-size", "48", "minibatch_size must divide num_envs * num_steps = 64, got 48"),
+        ("--minibatch-size", "0", "minibatch_size must be at least 1, got 0"),
+        ("--num-envs", "0", "num_envs must be at least 1, got 0"),
+        ("--num-steps", "-2", "num_steps must be at least 1, got -2"),
+        ("--update-epochs", "0", "update_epochs must be at least 1, got 0"),
+        ("--total-timesteps", "0", "total_timesteps must be at least 1, got 0"),
+        ("--seed", "-1", "seed must be in [0, 2**64), got -1"),
+        ("--learning-rate", "-1", "learning_rate must be a finite number above 0, got -1.0"),
+        ("--learning-rate", "nan", "learning_rate must be a finite number above 0, got nan"),
+        ("--clip-coef", "0", "clip_coef must be a finite number above 0, got 0.0"),
+        ("--max-grad-norm", "inf", "max_grad_norm must be a finite number above 0, got inf"),
+        ("--ent-coef", "-1", "ent_coef must be a finite number, at least 0, got -1.0"),
+        ("--vf-coef", "-1", "vf_coef must be a finite number, at least 0, got -1.0"),
+        ("--gamma", "1.5", "gamma must be in [0, 1], got 1.5"),
+        ("--gae-lambda", "-0.1", "gae_lambda must be in [0, 1], got -0.1"),
+        ("--target-kl", "0", "target_kl must be a finite number above 0, or unset, got 0.0"),
+        ("--log-std-init", "nan", "log_std_init must be finite, got nan"),
+        ("--env", "Ant-v55", "unknown environment 'Ant-v55' (did you mean 'Ant-v5'"),
+        ("--env", "no_such_module:Ant-v5", "no_such_module:Ant-v5: Gymnasium cannot make it: ModuleNotFoundError: "),
+        ("--env", "CartPole-v1", "CartPole-v1: its action space Discrete(2) is not supported; allowed is a one-dim"),
+        ("--env", "FrozenLake-v1", "FrozenLake-v1: its observation space Discrete(16) is not supported"),
+    ],
+)
+def test_reference_command_refuses_in_one_line(
+    option: str, value: str, error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "PPO", None)  # refused before anything is built
+    monkeypatch.setattr("sys.argv", ["ppo_fast.reference", *SMALL, option, value])
     assert command.main() == 2
-    error = capsys.readouterr().err
-    assert "minibatch_size must divide num_envs * num_steps = 64, got 48" in error
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert shown.err.startswith(f"ppo_fast.reference: error: {error}")

@@ -56,7 +56,7 @@ def make(
         vectorization: ``'sync'`` (this process) or ``'async'`` (one spawned process per environment), Gymnasium only.
 
     Raises:
-        ConfigError: a number or name is out of range.
+        ConfigError: a number or name is out of range, or an option is given that the backend has no use for.
         EnvError: the environment is unknown or its spaces are not supported.
         BackendError: the backend asked for by name cannot be had.
     """
@@ -65,6 +65,7 @@ def make(
     if vectorization not in ("sync", "async"):
         raise ConfigError(f"vectorization must be 'sync' or 'async', got {vectorization!r}")
     name, _ = resolve_backend(env_id, backend)
+    _check_used(name, num_threads=num_threads, vectorization=vectorization)
     if name == "envpool":
         from ppo_fast.envs.envpool import EnvPoolVectorEnv
 
@@ -122,7 +123,12 @@ def spec(env_id: str, backend: str = "auto") -> EnvSpec:
 
 
 def workers(backend: str, num_envs: int, *, num_threads: int, vectorization: str) -> int:
-    """Return how many threads (EnvPool) or processes (Gymnasium) step the environments that :func:`make` would make."""
+    """Return how many threads (EnvPool) or processes (Gymnasium) step the environments that :func:`make` would make.
+
+    Raises:
+        ConfigError: an option is given that ``backend`` has no use for.
+    """
+    _check_used(backend, num_threads=num_threads, vectorization=vectorization)
     if backend == "envpool":
         from ppo_fast.envs.envpool import default_num_threads
 
@@ -149,14 +155,29 @@ def registered_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise EnvError(f"environment {env_id!r}: module {module!r} cannot be imported ({error})") from error
+        except Exception as error:  # the module is the user's: its code may raise anything, and so may a name like '.'
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise EnvError(f"environment {env_id!r}: module {module!r} cannot be imported ({reason})") from error
     entry = gymnasium.registry.get(name)
     if entry is None:
         known = known_env_ids()
         hint = did_you_mean(name, known) or f"; known are {', '.join(ENVPOOL_TASKS)} and what Gymnasium registers"
         raise EnvError(f"unknown environment {env_id!r}{hint}")
     return entry
+
+
+def _check_used(backend: str, *, num_threads: int, vectorization: str) -> None:
+    """Refuse an option that ``backend`` would ignore, rather than let someone believe that it was followed."""
+    if backend == "envpool" and vectorization == "async":
+        raise ConfigError(
+            "vectorization 'async' belongs to the Gymnasium backend, and EnvPool steps these environments; "
+            "leave it at 'sync', or take env_backend 'gymnasium'"
+        )
+    if backend == "gymnasium" and num_threads:
+        raise ConfigError(
+            f"env_threads {num_threads} belongs to the EnvPool backend, and Gymnasium steps these environments; "
+            "leave it at 0, or take vectorization 'async' for one process per environment"
+        )
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -7,8 +7,6 @@ abort the process, an inherited pool hangs, and a pool whose answer was never fe
 from __future__ import annotations
 
 import math
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -163,23 +161,22 @@ def test_an_interrupted_call_ends_the_use(ant: Any, moment: str, call: str) -> N
     again.close()
 
 
-def test_an_interrupted_asynchronous_call_closes_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_asynchronous_call_closes_quietly(registered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C reaches the workers as well, and their answer to it must not be raised out of close()."""
-    env: Any = envs.make("InvertedPendulum-v5", 2, seed=1, backend="gymnasium", vectorization="async")
+    env_id = registered("Interrupted-v0", entry_point=Interrupted)
+    env: Any = envs.make(env_id, 2, seed=1, vectorization="async")
     given, inner = arrays(env), env._envs
     env.reset(given["obs"])
-    for process in inner.processes:
-        os.kill(process.pid, signal.SIGINT)
-    assert all(pipe.poll(20) for pipe in inner.parent_pipes)
 
     def interrupted() -> None:
+        assert all(pipe.poll(60) for pipe in inner.parent_pipes)  # the workers' answers wait to be fetched
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inner, "step_async", lambda actions: setattr(inner, "_state", AsyncState.WAITING_STEP))
-    monkeypatch.setattr(inner, "step_wait", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        env.step(**given)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(inner, "step_wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            env.step(**given)
+    assert inner._state is AsyncState.WAITING_STEP
     with pytest.raises(EnvError, match="did not finish"):
         env.step(**given)
     env.close()
@@ -287,7 +284,8 @@ def test_names_are_checked() -> None:
         ("Halfcheetah", r"did you mean 'HalfCheetah-v5'"),
         ("qqqq", r"known are Ant-v5"),
         ("", r"known are Ant-v5"),
-        ("no_such_module:Ant-v5", r"module 'no_such_module' cannot be imported"),
+        ("no_such_module:Ant-v5", r"module 'no_such_module' cannot be imported \(ModuleNotFoundError: "),
+        (".:Ant-v5", r"module '\.' cannot be imported \(TypeError: "),
     ],
 )
 def test_unknown_ids_get_near_matches(backend: str, env_id: str, hint: str) -> None:
@@ -296,6 +294,40 @@ def test_unknown_ids_get_near_matches(backend: str, env_id: str, hint: str) -> N
             use()
         assert repr(env_id) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_raises_on_import_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raises_on_import.py").write_text("raise RuntimeError('no licence\\nfound')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EnvError) as caught:
+        envs.make("raises_on_import:Ant-v5", 2, seed=1)
+    assert str(caught.value) == (
+        "environment 'raises_on_import:Ant-v5': module 'raises_on_import' cannot be imported "
+        "(RuntimeError: no licence found)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "message"),
+    [
+        ("envpool", {"vectorization": "async"}, "vectorization 'async' belongs to the Gymnasium backend, and EnvPool"),
+        ("gymnasium", {"num_threads": 3}, "env_threads 3 belongs to the EnvPool backend, and Gymnasium"),
+    ],
+)
+def test_an_option_that_the_backend_would_ignore_is_refused(
+    backend: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        envs.make("Hopper-v5", 2, seed=1, backend=backend, **options)
+    with pytest.raises(ConfigError, match=message):
+        envs.workers(backend, 2, **{"num_threads": 0, "vectorization": "sync", **options})
+
+
+def test_workers_are_threads_or_processes() -> None:
+    assert envs.workers("envpool", 8, num_threads=3, vectorization="sync") == 3
+    assert envs.workers("envpool", 8, num_threads=0, vectorization="sync") == default_num_threads(8)
+    assert envs.workers("gymnasium", 8, num_threads=0, vectorization="sync") == 1
+    assert envs.workers("gymnasium", 8, num_threads=0, vectorization="async") == 8
 
 
 def test_envpool_is_offered_for_its_tasks_only() -> None:
@@ -384,6 +416,20 @@ def test_an_environment_that_cannot_be_made_says_why(registered: Any) -> None:
     env_id = registered("Broken-v0", entry_point=broken)
     with pytest.raises(EnvError, match="Broken-v0: Gymnasium cannot make it: RuntimeError: no licence found"):
         envs.make(env_id, 2, seed=1)
+
+
+class Interrupted(Odd):
+    """Ctrl-C in the middle of its step: raised, because a signal that comes just before a blocking read is lost."""
+
+    def __init__(self) -> None:
+        super().__init__(FLAT, FLAT)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        raise KeyboardInterrupt
 
 
 class FallsAtLimit(Odd):
