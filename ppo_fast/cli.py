@@ -159,10 +159,10 @@ def run_command(main: Callable[[], None], *, prog: str) -> int:
     except PPOFastError as err:
         print(f"{prog}: error: {' '.join(str(err).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except MemoryError as err:
-        print(
-            f"{prog}: error: out of memory; fewer or smaller num_envs, num_steps, hidden_sizes ({err})", file=sys.stderr
-        )
+    except (MemoryError, RuntimeError) as err:
+        if isinstance(err, RuntimeError) and "allocate memory" not in str(err):  # torch has no class of its own for it
+            raise
+        print(f"{prog}: error: num_envs, num_steps or hidden_sizes need more memory than there is", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ppo_fast.errors import ConfigError, did_you_mean
 
 ACTIVATIONS = ("tanh", "relu", "elu", "silu")
+MAX_ENVS = 65_536  # beyond any machine that one process could use; a slip of the keyboard must not fill the memory
 SINKS = ("tensorboard", "wandb")
 
 
@@ -228,6 +229,7 @@ def _check_values(cfg: Config) -> None:
         require(getattr(cfg, name) >= 1, name, "at least 1")
     for name in ("env_threads", "eval_every", "checkpoint_every"):
         require(getattr(cfg, name) >= 0, name, "at least 0")
+    require(cfg.num_envs <= MAX_ENVS, "num_envs", f"at most {MAX_ENVS}")
     require(0 <= cfg.seed < 2**64, "seed", "in [0, 2**64)")
     for name in ("learning_rate", "adam_eps", "clip_coef", "max_grad_norm", "clip_obs", "clip_reward"):
         require(0 < getattr(cfg, name) < math.inf, name, "a finite number above 0")

@@ -305,6 +305,12 @@ def test_environments_that_cannot_be_made_leave_nothing(
     assert not files_below(tmp_path)
 
 
+def test_networks_beyond_the_memory_are_one_line(command: Command, tmp_path: Path) -> None:
+    outcome = command(*TINY, "--hidden-sizes", "100000000", "100000000", "--run-dir", "r")
+    is_refused(outcome, "hidden_sizes", "more memory than there is")
+    assert not files_below(tmp_path)
+
+
 def test_a_full_disk_during_a_run_is_one_line(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

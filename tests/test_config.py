@@ -47,6 +47,7 @@ WRONG_TYPES = [
     ("log", "tensorboard", "a list of items that are one of 'tensorboard', 'wandb'"),
 ]
 WRONG_VALUES = [
+    ("num_envs", 10**9, "at most 65536"),
     *[(name, 0, "at least 1") for name in ("num_envs", "num_steps", "minibatch_size", "update_epochs")],
     *[(name, -3, "at least 1") for name in ("total_timesteps", "torch_threads", "eval_episodes", "keep_checkpoints")],
     *[(name, -1, "at least 0") for name in ("env_threads", "eval_every", "checkpoint_every")],
