@@ -18,9 +18,7 @@ from typing import Any, Literal
 
 from ppo_fast.errors import ConfigError, did_you_mean
 
-ACTIVATIONS = ("tanh", "relu", "elu", "silu")
 MAX_ENVS = 65_536  # beyond any machine that one process could use; a slip of the keyboard must not fill the memory
-SINKS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Hyper-parameters per task and aim, each line with its source, and the order in which options override each other.
 
 ``fast`` is the least wall-clock to a good policy: minibatches of 256, and the native learner where it can run.
-``sample`` is the best return at 1M steps: minibatches of 64 (the recipe of Tianshou's MuJoCo benchmark: 64 environments x
-32 steps, 10 epochs) by torch, except where larger ones learned more.
+``sample`` is the best return at 1M steps: minibatches of 64 by torch (the recipe of Tianshou's MuJoCo benchmark:
+64 environments x 32 steps, 10 epochs), except where larger ones learned as much.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from ppo_fast.config import FIELDS, Config, from_dict
 from ppo_fast.errors import ConfigError
 
-# 64 environments x 64 steps, 10 epochs of 16 minibatches of 256. Tried beside it on Ant at 1M steps, seed 1: 3930 with
-# this, 3083 with minibatches of 64 at half the rate, 1312 with 5 epochs of minibatches of 1024.
+# 64 environments x 64 steps, 10 epochs of 16 minibatches of 256. Ant at 1M steps, seed 1: 2.7k to 4.0k with this (four runs
+# that differ in rounding), 2.2k with 5 epochs, 1.3k with 5 epochs of minibatches of 1024 (one run each).
 _FAST: dict[str, Any] = {
     "num_envs": 64,
     "num_steps": 64,
@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {"*": _FAST, "Ant-v5": _CALM, "HalfCheetah-v5": _CALM, "Walker2d-v5": _CALM},
     "sample": {
         "*": _SAMPLE,
-        # Minibatches of 64 need half the learning rate on Ant and reach 3.1k instead of 3.9k at 1M (seed 1).
+        # Minibatches of 64 need half the learning rate on Ant, take longer, and reached no more: 3.1k (one run).
         "Ant-v5": {**_FAST, **_CALM, "learner": "torch"},
         "HalfCheetah-v5": _CALM,
         "Walker2d-v5": {**_FAST, **_CALM, "learner": "torch"},
