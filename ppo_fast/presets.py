@@ -13,8 +13,8 @@ from typing import Any
 from ppo_fast.config import FIELDS, Config, from_dict
 from ppo_fast.errors import ConfigError
 
-# 64 environments x 64 steps, 10 epochs of 16 minibatches of 256. Ant at 1M steps, seed 1: 2.7k to 4.0k with this (four runs
-# that differ in rounding), 2.2k with 5 epochs, 1.3k with 5 epochs of minibatches of 1024 (one run each).
+# 64 environments x 64 steps, 10 epochs of 16 minibatches of 256. Ant at 1M steps, seed 1: 2.7k to 4.0k with this (three
+# runs that differ in rounding), 2.2k with 5 epochs, 1.3k with 5 epochs of minibatches of 1024 (one run each).
 _FAST: dict[str, Any] = {
     "num_envs": 64,
     "num_steps": 64,
