@@ -282,7 +282,7 @@ def test_a_progress_line_says_how_far_how_fast_and_where_time_goes() -> None:
     sink = ConsoleSink(1000, print, None)
     assert "ETA -" in sink.line(row(1, 150))  # nothing to go by yet but a row with the compilation in it
     # From there 100 steps in 2 s, so the other 750 take 15 s; phases 6 + 1 + 2 + 1 = 10 s; 12,345.6 rounds to 12,346.
-    expected = "250 steps 25.0% ETA 0:15 12,346 SPS physics 60% act 10% update 20% return 321 KL 0.0123"
+    expected = "250 steps 25.0% ETA 0:15 12,346 SPS return 321 physics 60% act 10% update 20% KL 0.0123"
     assert " ".join(sink.line(row(2, 250)).split()) == expected
 
 

@@ -59,7 +59,7 @@ class ConsoleSink:
         shown = "-" if episode_return is None else f"{episode_return:.0f}"
         return (
             f"{steps:>11,} steps {100 * min(steps / self._total, 1):5.1f}%  ETA {eta}  "
-            f"{metrics['sps']:>7,.0f} SPS  {shares}  return {shown:>6}  KL {metrics['approx_kl']:.4f}"
+            f"{metrics['sps']:>7,.0f} SPS  return {shown:>6}  {shares}  KL {metrics['approx_kl']:.4f}"
         )
 
     def evaluation(self, record: dict[str, Any]) -> None:
