@@ -438,7 +438,9 @@ def test_a_real_run_tells_what_runs_how_far_it_is_and_where_its_results_are(tmp_
     assert banner["run dir"] == f"runs/{run.name}"
 
     progress = re.findall(
-        r"^ +[\d,]+ steps +[\d.]+%  ETA (?:-|\d+:\d\d)  .* SPS  return +\S+  physics \d+% .*$", result.stdout, re.MULTILINE
+        r"^ +[\d,]+ steps +[\d.]+%  ETA (?:-|\d+:\d\d)  .* SPS  return +\S+  physics \d+% .*$",
+        result.stdout,
+        re.MULTILINE,
     )
     assert "100.0%" in progress[-1]
     assert "evaluation over 2 episodes" in result.stdout
