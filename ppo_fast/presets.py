@@ -26,9 +26,9 @@ _FAST: dict[str, Any] = {
 # Tianshou's benchmark recipe, without its recomputed advantages: 64 x 32 steps, 10 epochs of minibatches of 64.
 _SAMPLE: dict[str, Any] = {**_FAST, "num_steps": 32, "minibatch_size": 64, "learner": "torch"}
 
-# Less initial noise. At 1M steps, -1 against -0.5: HalfCheetah 5.6k to 6.4k against 5.5k (seed 1, two runs that differ in
-# rounding) and 8.0k to 8.5k against 5.2k (seed 2); Walker2d 4.8k against 4.2k (seed 1). Hopper did not care (1.4k, seed 1).
-# Not compared on Ant.
+# Less initial noise, log-std -1 against -0.5 at 1M steps: HalfCheetah 5.6k to 6.4k against 5.5k (seed 1, two runs that
+# differ in rounding), 8.0k to 8.5k against 5.2k (seed 2); Walker2d 4.8k against 4.2k (seed 1). No difference on Hopper
+# (1.4k, seed 1); not compared on Ant.
 _CALM: dict[str, Any] = {"log_std_init": -1.0}
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
