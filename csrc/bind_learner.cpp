@@ -1,4 +1,4 @@
-// ppo_fast._core.PpoLearner: unpacks arrays into pointers and sizes and releases the GIL.
+// ppo_fast._core.PpoLearner and Networks: unpacks arrays into pointers and sizes and releases the GIL.
 //
 // Private: ppo_fast/learners/native.py checks what it passes, with messages. Here dtype and layout are enforced by
 // noconvert(), and sizes once more, because a wrong one would write beyond a buffer.
@@ -8,30 +8,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "bind.hpp"
 #include "ppo_learner.hpp"
-
-namespace py = pybind11;
 
 namespace ppo_fast {
 namespace {
-
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-
-void require(bool ok, const char* what) {
-    if (!ok) {
-        throw std::invalid_argument(what);
-    }
-}
-
-template <typename T>
-std::size_t size(const Array<T>& array) {
-    return static_cast<std::size_t>(array.size());
-}
 
 Activation activation(const std::string& name) {
     if (name == "tanh") return Activation::tanh;
@@ -41,15 +27,23 @@ Activation activation(const std::string& name) {
     throw std::invalid_argument("activation must be one of tanh, relu, elu, silu, got '" + name + "'");
 }
 
-PpoLearner make(std::size_t obs_dim, std::size_t act_dim, const std::vector<std::size_t>& hidden_sizes,
-                const std::string& act, std::size_t max_rows, float clip_coef, bool clip_vloss, bool norm_adv_minibatch,
-                float ent_coef, float vf_coef, float max_grad_norm, float adam_eps, const std::string& simd) {
-    require(obs_dim > 0 && act_dim > 0 && max_rows > 0 && !hidden_sizes.empty(), "sizes must be at least 1");
+Networks networks(std::size_t obs_dim, std::size_t act_dim, std::size_t num_actions,
+                  const std::vector<std::size_t>& hidden_sizes, const std::string& act, bool shared_trunk) {
+    require(obs_dim > 0 && act_dim > 0 && !hidden_sizes.empty() && hidden_sizes.size() < kMaxLayers,
+            "sizes must be at least 1, and hidden layers 1 to 15");
     for (const std::size_t width : hidden_sizes) {
         require(width > 0, "sizes must be at least 1");
     }
+    require(num_actions == 0 || act_dim == 1, "a categorical action has one column");
+    return {obs_dim, act_dim, num_actions, hidden_sizes, activation(act), shared_trunk};
+}
+
+std::unique_ptr<PpoLearner> make(const Networks& networks, std::size_t max_batch, std::size_t max_rows, float clip_coef,
+                                 bool clip_vloss, bool norm_adv_minibatch, float ent_coef, float vf_coef,
+                                 float max_grad_norm, float adam_eps, std::size_t threads, const std::string& simd) {
+    require(max_rows > 0 && max_batch >= max_rows && threads > 0, "sizes must be at least 1");
     const Hyper hyper{clip_coef, ent_coef, vf_coef, max_grad_norm, adam_eps, clip_vloss, norm_adv_minibatch};
-    return {obs_dim, act_dim, hidden_sizes, activation(act), max_rows, hyper, choose_level(simd)};
+    return std::make_unique<PpoLearner>(networks, max_batch, max_rows, hyper, threads, choose_level(simd));
 }
 
 Rows unpack_rows(const PpoLearner& learner, const Array<float>& norm_obs, const Array<float>& actions,
@@ -110,7 +104,8 @@ void epoch(PpoLearner& self, const Array<std::int64_t>& order, std::size_t minib
            const Array<float>& returns, const Array<float>& values, const Array<float>& valid, double learning_rate,
            Array<double>& stats) {
     const Rows rows = unpack_rows(self, norm_obs, actions, log_probs, advantages, returns, values, valid);
-    require(minibatch > 0 && minibatch <= self.max_rows() && size(order) % minibatch == 0 && size(stats) == kNumStats,
+    require(minibatch > 0 && minibatch <= self.max_rows() && size(order) % minibatch == 0 &&
+                size(order) <= self.max_batch() && size(stats) == kNumStats,
             "order, minibatch or stats has the wrong length");
     const std::int64_t* at = unpack_index(order, size(valid));
     double* sums = stats.mutable_data();
@@ -131,13 +126,17 @@ void bind_learner(py::module_& module) {
         }
         return names;
     });
+    module.attr("MAX_HIDDEN_LAYERS") = kMaxLayers - 1;
+    py::class_<Networks>(module, "Networks")
+        .def(py::init(&networks), py::kw_only(), py::arg("obs_dim"), py::arg("act_dim"), py::arg("num_actions"),
+             py::arg("hidden_sizes"), py::arg("activation"), py::arg("shared_trunk"));
     py::class_<PpoLearner>(module, "PpoLearner")
-        .def(py::init(&make), py::kw_only(), py::arg("obs_dim"), py::arg("act_dim"), py::arg("hidden_sizes"),
-             py::arg("activation"), py::arg("max_rows"), py::arg("clip_coef"), py::arg("clip_vloss"),
-             py::arg("norm_adv_minibatch"), py::arg("ent_coef"), py::arg("vf_coef"), py::arg("max_grad_norm"),
-             py::arg("adam_eps"), py::arg("simd") = "")
+        .def(py::init(&make), py::arg("networks"), py::kw_only(), py::arg("max_batch"), py::arg("max_rows"),
+             py::arg("clip_coef"), py::arg("clip_vloss"), py::arg("norm_adv_minibatch"), py::arg("ent_coef"),
+             py::arg("vf_coef"), py::arg("max_grad_norm"), py::arg("adam_eps"), py::arg("threads"), py::arg("simd") = "")
         .def_property_readonly("simd_level", [](const PpoLearner& self) { return std::string(self.level().name); })
         .def_property_readonly("num_params", &PpoLearner::num_params)
+        .def_property_readonly("threads", &PpoLearner::threads)
         .def_property_readonly("adam_steps", &PpoLearner::adam_steps)
         .def("load", &load, py::arg("flat").noconvert(), py::arg("exp_avg").noconvert(), py::arg("exp_avg_sq").noconvert(),
              py::arg("adam_steps"))

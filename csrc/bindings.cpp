@@ -18,6 +18,7 @@ namespace py = pybind11;
 
 namespace ppo_fast {
 void bind_learner(py::module_& module);  // bind_learner.cpp
+void bind_actor(py::module_& module);    // bind_actor.cpp
 }
 
 namespace {
@@ -119,5 +120,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           py::arg("out").noconvert());
 #if defined(PPO_FAST_LEARNER)
     ppo_fast::bind_learner(m);
+    ppo_fast::bind_actor(m);
 #endif
 }

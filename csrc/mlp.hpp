@@ -149,62 +149,61 @@ inline void chain(Activation activation, float* delta, const float* y, const flo
     }
 }
 
-inline void forward(const State& s, const Net& net, std::size_t rows) {
-    const float* x = s.obs;
-    std::size_t x_row = s.obs_dim;
+inline void forward(const Model& model, const Net& net, const Workspace& w, std::size_t rows) {
+    const float* x = w.obs;
+    std::size_t x_row = model.obs_dim;
     for (std::size_t l = 0; l < net.num_layers; ++l) {
         const Layer& layer = net.layers[l];
-        multiply({x, x_row, 1, s.params + layer.weight, layer.out_pad, rows, layer.in, layer.out_pad,
-                  s.params + layer.bias, 0, layer.output, layer.out_pad});
+        multiply({x, x_row, 1, model.params + layer.weight, layer.out_pad, rows, layer.in, layer.out_pad,
+                  model.params + layer.bias, 0, w.output[l], layer.out_pad});
         if (l + 1 < net.num_layers) {
-            activate(s.activation, layer.output, layer.slope, rows * layer.out_pad);
+            activate(model.activation, w.output[l], w.slope[l], rows * layer.out_pad);
         }
-        x = layer.output;
+        x = w.output[l];
         x_row = layer.out_pad;
     }
 }
 
-// From the delta of the last layer to the gradient of every layer, which continues the sums of earlier slices.
-inline void backward(const State& s, const Net& net, std::size_t rows, bool first_slice) {
+// From the delta of the last layer to the gradient of every layer, which continues the sums of the lane's earlier slices.
+inline void backward(const Model& model, const Net& net, const Workspace& w, float* grad, std::size_t rows,
+                     bool first_slice) {
     for (std::size_t l = net.num_layers; l-- > 0;) {
         const Layer& layer = net.layers[l];
-        const float* x = l > 0 ? net.layers[l - 1].output : s.obs;
-        const std::size_t x_row = l > 0 ? net.layers[l - 1].out_pad : s.obs_dim;
-        float* weight = s.grad + layer.weight;
-        multiply({x, 1, x_row, layer.delta, layer.out_pad, layer.in, rows, layer.out_pad, first_slice ? nullptr : weight,
+        const float* x = l > 0 ? w.output[l - 1] : w.obs;
+        const std::size_t x_row = l > 0 ? net.layers[l - 1].out_pad : model.obs_dim;
+        float* weight = grad + (layer.weight - net.begin);
+        float* bias = grad + (layer.bias - net.begin);
+        multiply({x, 1, x_row, w.delta[l], layer.out_pad, layer.in, rows, layer.out_pad, first_slice ? nullptr : weight,
                   layer.out_pad, weight, layer.out_pad});
         for (std::size_t j = 0; j < layer.out_pad; j += kLanes) {
-            V sum = first_slice ? V{} : load(s.grad + layer.bias + j);
+            V sum = first_slice ? V{} : load(bias + j);
             for (std::size_t m = 0; m < rows; ++m) {
-                sum += load(layer.delta + m * layer.out_pad + j);
+                sum += load(w.delta[l] + m * layer.out_pad + j);
             }
-            store(s.grad + layer.bias + j, sum);
+            store(bias + j, sum);
         }
         if (l > 0) {
-            const Layer& below = net.layers[l - 1];
-            multiply({layer.delta, layer.out_pad, 1, layer.backward, below.out_pad, rows, layer.out, below.out_pad, nullptr,
-                      0, below.delta, below.out_pad});
-            chain(s.activation, below.delta, below.output, below.slope, rows * below.out_pad);
+            const std::size_t below = net.layers[l - 1].out_pad;
+            multiply({w.delta[l], layer.out_pad, 1, model.backward + layer.backward, below, rows, layer.out, below, nullptr, 0,
+                      w.delta[l - 1], below});
+            chain(model.activation, w.delta[l - 1], w.output[l - 1], w.slope[l - 1], rows * below);
         }
     }
 }
 
-// layer.backward = the transpose of the packed weights; its padding is 0 from the start and stays 0
-inline void transpose(const State& s, const Net& net) {
-    for (std::size_t l = 1; l < net.num_layers; ++l) {
-        const Layer& layer = net.layers[l];
-        const std::size_t in_pad = padded(layer.in);
-        const float* from = s.params + layer.weight;
-        for (std::size_t c = 0; c < layer.out; c += 4) {  // the padding of the columns becomes rows of 0
-            float* to = layer.backward + c * in_pad;
-            std::size_t k = 0;
-            for (; k + 4 <= layer.in; k += 4) {
-                transpose4(from + k * layer.out_pad + c, layer.out_pad, to + k, in_pad);
-            }
-            for (; k < layer.in; ++k) {
-                for (std::size_t i = 0; i < 4; ++i) {
-                    to[i * in_pad + k] = from[k * layer.out_pad + c + i];
-                }
+// The transpose of rows [k0, k1) of a layer's packed weights, k0 a multiple of 4; its padding is 0 from the start and stays 0.
+inline void transpose(const Model& model, const Layer& layer, std::size_t k0, std::size_t k1) {
+    const std::size_t in_pad = padded(layer.in);
+    const float* from = model.params + layer.weight;
+    for (std::size_t c = 0; c < layer.out; c += 4) {  // the padding of the columns becomes rows of 0
+        float* to = model.backward + layer.backward + c * in_pad;
+        std::size_t k = k0;
+        for (; k + 4 <= k1; k += 4) {
+            transpose4(from + k * layer.out_pad + c, layer.out_pad, to + k, in_pad);
+        }
+        for (; k < k1; ++k) {
+            for (std::size_t i = 0; i < 4; ++i) {
+                to[i * in_pad + k] = from[k * layer.out_pad + c + i];
             }
         }
     }

@@ -107,10 +107,29 @@ inline double inverse_normal_cdf(double u) {
     return q < 0.0 ? -tail : tail;
 }
 
-inline double normal_of(std::uint32_t low, std::uint32_t high) {
+inline double uniform_of(std::uint32_t low, std::uint32_t high) {
     const std::uint64_t bits = std::uint64_t{high} << 32 | low;
     // 52 bits, so that k + 1/2 is exact and u stays below 1.
-    return inverse_normal_cdf((static_cast<double>(bits >> 12) + 0.5) * 0x1p-52);
+    return (static_cast<double>(bits >> 12) + 0.5) * 0x1p-52;
+}
+
+inline double normal_of(std::uint32_t low, std::uint32_t high) { return inverse_normal_cdf(uniform_of(low, high)); }
+
+// out[row * dim + k]: the k-th uniform of (env_ids[row], steps[row]).
+inline void uniforms(const std::int64_t* env_ids, const std::int64_t* steps, std::size_t rows, std::size_t dim,
+                     std::uint64_t seed, double* out) {
+    for (std::size_t row = 0; row < rows; ++row, out += dim) {
+        const auto env = static_cast<std::uint32_t>(env_ids[row]);
+        const auto step = static_cast<std::uint64_t>(steps[row]);
+        for (std::size_t k = 0; k < dim; k += 2) {
+            const auto block = static_cast<std::uint32_t>(k / 2);
+            const Block w = philox4x32({block, low_word(step), env, kNoise | high_word(step)}, seed);
+            out[k] = uniform_of(w[0], w[1]);
+            if (k + 1 < dim) {
+                out[k + 1] = uniform_of(w[2], w[3]);
+            }
+        }
+    }
 }
 
 // out[row * dim + k]: the k-th normal of (env_ids[row], steps[row]).

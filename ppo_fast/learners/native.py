@@ -56,7 +56,7 @@ class NativeLearner(PPOLearner):
     mode = "native"
 
     def __init__(
-        self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device | None = None, *, simd: str = ""
+        self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device | None = None, *, simd: str = "", threads: int = 1
     ) -> None:
         device = torch.device("cpu") if device is None else device
         if reason := lacks(model, device):
@@ -66,11 +66,17 @@ class NativeLearner(PPOLearner):
 
         try:
             self.core = _core.PpoLearner(
-                obs_dim=model.obs_dim,
-                act_dim=model.act_dim,
-                hidden_sizes=list(model.hidden_sizes),
-                activation=model.activation,
+                _core.Networks(
+                    obs_dim=model.obs_dim,
+                    act_dim=model.act_dim,
+                    num_actions=getattr(model, "num_actions", 0),
+                    hidden_sizes=list(model.hidden_sizes),
+                    activation=model.activation,
+                    shared_trunk=getattr(model, "shared_trunk", False),
+                ),
+                max_batch=cfg.batch_size,
                 max_rows=cfg.minibatch_size,
+                threads=threads,
                 clip_coef=self.hp.clip_coef,
                 clip_vloss=self.hp.clip_vloss,
                 norm_adv_minibatch=self.hp.norm_adv_minibatch,
