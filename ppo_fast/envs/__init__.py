@@ -8,13 +8,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from ppo_fast.envs.base import EnvSpec, VectorEnv
+from ppo_fast.envs.base import CheckedVectorEnv, EnvSpec, VectorEnv
+from ppo_fast.envs.stream import Arrivals, StreamEnv
 from ppo_fast.errors import BackendError, ConfigError, EnvError, did_you_mean
 
 if TYPE_CHECKING:
     import gymnasium
 
-__all__ = ["ENVPOOL_TASKS", "EnvSpec", "VectorEnv", "known_env_ids", "make", "resolve_backend", "spec", "workers"]
+__all__ = [
+    "ENVPOOL_TASKS",
+    "Arrivals",
+    "EnvSpec",
+    "StreamEnv",
+    "VectorEnv",
+    "known_env_ids",
+    "make",
+    "make_stream",
+    "resolve_backend",
+    "spec",
+    "workers",
+]
 
 #: The tasks whose EnvPool version is checked against Gymnasium, to the bit (``tests/envs/test_alignment.py``).
 ENVPOOL_TASKS = (
@@ -42,8 +55,8 @@ def make(
     first_env: int = 0,
     purpose: int = 0,
     vectorization: str = "sync",
-) -> VectorEnv:
-    """Make ``num_envs`` environments; the caller closes them.
+) -> CheckedVectorEnv:
+    """Make ``num_envs`` environments, which step together (:class:`VectorEnv`); the caller closes them.
 
     Args:
         env_id: registry name, or ``'module:Name-v0'`` to import the module that registers it.
@@ -76,6 +89,63 @@ def make(
 
     return GymnasiumVectorEnv(
         env_id, num_envs, seed=seed, first_env=first_env, purpose=purpose, vectorization=vectorization
+    )
+
+
+def make_stream(
+    env_id: str,
+    num_envs: int,
+    *,
+    seed: int,
+    backend: str = "auto",
+    num_threads: int = 0,
+    first_env: int = 0,
+    purpose: int = 0,
+    vectorization: str = "sync",
+    batch_size: int = 0,
+) -> StreamEnv:
+    """Make ``num_envs`` environments that answer in any order where that is faster; the caller closes them.
+
+    Each environment answers the same actions with the same bits as in :func:`make`, asynchronous or not.
+
+    Args:
+        env_id, num_envs, seed, backend, num_threads, first_env, purpose, vectorization: as for :func:`make`.
+        batch_size: rows that EnvPool gathers before it answers; N for synchronous stepping, 0 for the rule of
+            :func:`~ppo_fast.envs.envpool_stream.default_batch_size`.
+
+    Raises:
+        ConfigError, EnvError, BackendError: as for :func:`make`; ConfigError also for a batch size above N, or for any
+            where Gymnasium steps the environments.
+    """
+    _at_least("batch_size", batch_size, 0)
+    _at_least("num_envs", num_envs, 1)
+    _at_least("num_threads", num_threads, 0)
+    if batch_size > num_envs:
+        raise ConfigError(f"batch_size must be at most num_envs, {num_envs}, got {batch_size}")
+    name, _ = resolve_backend(env_id, backend)
+    if name == "gymnasium" and batch_size:
+        raise ConfigError(
+            f"batch_size {batch_size} belongs to the EnvPool backend, and Gymnasium steps these environments; "
+            "leave it at 0"
+        )
+    if name == "envpool":
+        from ppo_fast.envs.envpool_stream import default_batch_size, make_envpool_stream
+
+        threads = workers(name, num_envs, num_threads=num_threads, vectorization=vectorization)
+        batch_size = batch_size or default_batch_size(num_envs, threads)
+        if batch_size < num_envs:
+            return make_envpool_stream(
+                env_id, num_envs, batch_size, seed=seed, num_threads=threads, first_env=first_env, purpose=purpose
+            )
+    return make(
+        env_id,
+        num_envs,
+        seed=seed,
+        backend=name,
+        num_threads=num_threads,
+        first_env=first_env,
+        purpose=purpose,
+        vectorization=vectorization,
     )
 
 

@@ -15,6 +15,12 @@ False and ``valid`` False. It is a *reset row*. Two consequences, both used:
 of the fall, so there V(final observation) is bootstrapped: wrong in the rare episode that falls exactly at the limit.
 
 **Actions** are policy units: clipped to [-1, 1] and rescaled to the range of the environment (:class:`ActionRescaler`).
+
+**Two ways to step.** A :class:`VectorEnv` steps all N environments and answers when the last one has. A stream
+(:class:`~ppo_fast.envs.stream.StreamEnv`) takes actions for any of them and answers with whichever have come back, so
+that nobody waits for the slowest. What an environment answers depends on its own actions alone, never on the order of
+arrival. Synchronous adapters are both (:class:`CheckedVectorEnv`).
+
 **Seeds**: each environment has its own stream, a function of (run seed, global environment index, purpose) alone.
 
 Source: EnvPool docs/content/python_interface.rst, "Auto Reset"; Gymnasium ``AutoresetMode.NEXT_STEP``.
@@ -22,34 +28,19 @@ Source: EnvPool docs/content/python_interface.rst, "Auto Reset"; Gymnasium ``Aut
 
 from __future__ import annotations
 
-import ctypes
-import os
-import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo_fast.errors import EnvError, NonFiniteError, ShapeError
+from ppo_fast.envs.lifecycle import BOOL, BUSY, F32, F64, I32, READY, SENT, CheckedEnv
+from ppo_fast.envs.stream import Arrivals
+from ppo_fast.errors import EnvError
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
-
-_F32 = np.dtype(np.float32)
-_BOOL = np.dtype(np.bool_)
-
-# States of an adapter. "busy" outside a call means that the call was cut short: where the simulator stands is unknown.
-_NEW, _READY, _BUSY, _CLOSED, _FORKED = "new", "ready", "busy", "closed", "forked"
-_REFUSALS = {
-    _NEW: "reset() must come first",
-    _BUSY: "an earlier call did not finish (interrupted, failed, or still running in another thread), so the simulator "
-    "may be one step off: close this one and make a new one",
-    _CLOSED: "it is closed: make a new one",
-    _FORKED: "it was made before this process was forked and cannot be used here: make it in the process that steps "
-    "it, or start that process with the 'spawn' method",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,32 +132,31 @@ class ActionRescaler:
         return self._scaled
 
 
-class CheckedVectorEnv(ABC):
-    """The door of an adapter: checks what the caller gives, and refuses to go on from an unknown state.
+class CheckedVectorEnv(CheckedEnv):
+    """The door of a synchronous adapter: a :class:`VectorEnv` and a :class:`~ppo_fast.envs.stream.StreamEnv` in one.
 
-    A subclass writes :meth:`_reset`, :meth:`_step` and :meth:`_close`, and may trust its arguments. Nothing reaches the
-    simulator from a call that raises ShapeError or NonFiniteError.
+    A subclass writes :meth:`_reset`, :meth:`_step` and :meth:`_close`. Between a ``send`` and its ``recv`` nothing else
+    is allowed but ``close``.
 
     Args:
         spec: the environment.
         num_envs: N.
     """
 
-    def __init__(self, spec: EnvSpec, num_envs: int) -> None:
-        self.spec = spec
-        self.num_envs = num_envs
-        self._state = _NEW
-        self._rescale = ActionRescaler(spec, num_envs)
-        _watch_forks(self)
+    mode = "synchronous"
 
-    def reset(self, obs: Float32) -> None:
-        """Start a new episode in every environment; see :class:`VectorEnv`."""
-        if self._state != _NEW:
-            self._require_ready("reset")
-        self._check("obs", obs, (self.num_envs, self.spec.obs_dim), _F32)
-        self._state = _BUSY
-        self._reset(obs)
-        self._state = _READY
+    def __init__(self, spec: EnvSpec, num_envs: int) -> None:
+        super().__init__(spec, num_envs)
+        self._rescale = ActionRescaler(spec, num_envs)
+        self._all_envs = np.arange(num_envs, dtype=np.int32)
+        self._sent = np.empty((num_envs, spec.act_dim), np.float32)
+        self._answers = (  # in the order of step()'s outputs
+            np.empty((num_envs, spec.obs_dim), np.float32),
+            np.empty(num_envs, np.float32),
+            np.empty(num_envs, np.bool_),
+            np.empty(num_envs, np.bool_),
+            np.empty(num_envs, np.bool_),
+        )
 
     def step(
         self,
@@ -184,88 +174,60 @@ class CheckedVectorEnv(ABC):
             ShapeError: an array has the wrong type, shape or dtype, or cannot be written.
             NonFiniteError: an action is NaN or infinite.
         """
-        self._require_ready("step")
+        self._require("step", READY)
         rows = (self.num_envs,)
-        self._check("actions", actions, (self.num_envs, self.spec.act_dim), _F32, written=False)
-        self._check("obs", obs, (self.num_envs, self.spec.obs_dim), _F32)
-        self._check("rewards", rewards, rows, _F32)
-        self._check("terminated", terminated, rows, _BOOL)
-        self._check("truncated", truncated, rows, _BOOL)
-        self._check("valid", valid, rows, _BOOL)
-        if not np.isfinite(actions).all():
-            bad = np.flatnonzero(~np.isfinite(actions).all(axis=1)).tolist()
-            raise NonFiniteError(f"{self._name()}: actions of environments {bad} are not finite; nothing was stepped")
-        scaled = self._rescale(actions)
-        self._state = _BUSY
-        self._step(scaled, obs, rewards, terminated, truncated, valid)
+        self._check("actions", actions, (self.num_envs, self.spec.act_dim), F32, written=False)
+        self._check("obs", obs, (self.num_envs, self.spec.obs_dim), F32)
+        self._check("rewards", rewards, rows, F32)
+        self._check("terminated", terminated, rows, BOOL)
+        self._check("truncated", truncated, rows, BOOL)
+        self._check("valid", valid, rows, BOOL)
+        self._check_finite(actions, self._all_envs)
+        self._step_all(self._rescale(actions), obs, rewards, terminated, truncated, valid)
+
+    def send(self, env_ids: NDArray[np.int32], actions: NDArray[np.float64]) -> None:
+        """Take the actions of all N environments, in order, for ``recv`` to step; see the contract of a stream.
+
+        Raises:
+            EnvError: as for :meth:`step`, or ``env_ids`` is not 0 ... N-1, or an action is unanswered.
+            ShapeError: an array has the wrong type, shape or dtype.
+            NonFiniteError: an action is NaN or infinite.
+        """
+        self._require("send", READY)
+        self._check("env_ids", env_ids, (self.num_envs,), I32, written=False)
+        self._check("actions", actions, (self.num_envs, self.spec.act_dim), F64, written=False)
+        if not np.array_equal(env_ids, self._all_envs):
+            raise EnvError(
+                f"{self._name()}: env_ids must be 0 ... {self.num_envs - 1} in order, got {env_ids.tolist()}"
+            )
+        self._check_finite(actions, self._all_envs)
+        np.copyto(self._sent, actions, casting="same_kind")  # exact, as they were rounded to float32 when rescaled
+        self._state = SENT
+
+    def recv(self) -> Arrivals:
+        """Step and return all N environments, in order, in arrays that the next call overwrites.
+
+        Raises:
+            EnvError: as for :meth:`step`, or no action is unanswered.
+        """
+        self._require("recv", SENT)
+        self._step_all(self._sent, *self._answers)
+        return Arrivals(self._all_envs.copy(), *self._answers)
+
+    def _step_all(
+        self, actions: Float32, obs: Float32, rewards: Float32, terminated: Bool, truncated: Bool, valid: Bool
+    ) -> None:
+        self._state = BUSY
+        self._step(actions, obs, rewards, terminated, truncated, valid)
         if not valid.all():
             np.copyto(rewards, 0.0, where=~valid)  # whatever the simulator says of a step it did not take
-        self._state = _READY
-
-    def close(self) -> None:
-        """Free the simulator's threads and processes; the second call does nothing, nor does one in a forked child."""
-        if self._state in (_CLOSED, _FORKED):
-            return
-        interrupted = self._state == _BUSY
-        self._state = _CLOSED
-        self._close(interrupted=interrupted)
-
-    @abstractmethod
-    def _reset(self, obs: Float32) -> None:
-        """Reset all environments, write ``obs``. Seeds apply once; a second reset goes on with the same streams."""
+        self._state = READY
 
     @abstractmethod
     def _step(
         self, actions: Float32, obs: Float32, rewards: Float32, terminated: Bool, truncated: Bool, valid: Bool
     ) -> None:
         """Send ``actions`` (N, A) float32, finite, in the environment's units; write the other five."""
-
-    @abstractmethod
-    def _close(self, *, interrupted: bool) -> None:
-        """Free the simulator; ``interrupted`` says that a call into it never came back."""
-
-    def _name(self) -> str:
-        return f"{self.spec.env_id} ({self.spec.backend})"
-
-    def _require_ready(self, call: str) -> None:
-        if self._state != _READY:
-            raise EnvError(f"{self._name()}: {call}() refused: {_REFUSALS[self._state]}")
-
-    def _check(
-        self, name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *, written: bool = True
-    ) -> None:
-        if not isinstance(array, np.ndarray):
-            raise ShapeError(f"{self._name()}: {name} must be a NumPy array, got {type(array).__name__}")
-        if array.shape != shape or array.dtype != dtype:
-            raise ShapeError(
-                f"{self._name()}: {name} must be {shape} {dtype}, got {array.shape} {array.dtype}",
-            )
-        if written and not array.flags.writeable:
-            raise ShapeError(f"{self._name()}: {name} is written to, got a read-only array")
-
-
-_live: weakref.WeakSet[CheckedVectorEnv] = weakref.WeakSet()
-_fork_hook_installed = False
-
-
-def _watch_forks(env: CheckedVectorEnv) -> None:
-    """Have a forked child refuse ``env``; the hook is installed with the first environment, not at import."""
-    global _fork_hook_installed
-    if not _fork_hook_installed and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_disown_in_child)
-        _fork_hook_installed = True
-    _live.add(env)
-
-
-def _disown_in_child() -> None:
-    """Mark inherited environments unusable, and see that their destructors never run.
-
-    The threads of a pool do not survive a fork: a step in the child hangs, and even freeing the pool on the way out is
-    a segmentation fault. One reference that nobody gives back keeps it from being freed.
-    """
-    for env in list(_live):
-        env._state = _FORKED
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(env))
 
 
 def spec_from_spaces(
@@ -294,4 +256,4 @@ def spec_from_spaces(
 def _is_flat_float_box(space: Any) -> bool:
     from gymnasium.spaces import Box
 
-    return isinstance(space, Box) and len(space.shape) == 1 and space.shape[0] > 0 and space.dtype in (_F32, np.float64)
+    return isinstance(space, Box) and len(space.shape) == 1 and space.shape[0] > 0 and space.dtype in (F32, F64)
