@@ -52,8 +52,12 @@ class Config:
     # --- where and how -----------------------------------------------------------------------------------------------
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """device of the learner; auto: cuda if there is one"""
-    learner: Literal["auto", "native", "torch"] = "torch"
+    learner: Literal["auto", "native", "torch"] = "auto"
     """what computes updates: torch, or native C++ on the CPU; auto: native where it can run, else torch"""
+    learner_threads: int = 0
+    """threads of the native learner, which no number depends on; 0: as many as help and this process may use"""
+    actor: Literal["auto", "native", "torch"] = "auto"
+    """what acts between two environment steps: torch, or native C++; auto: native where it can run, else torch"""
     update: Literal["auto", "eager", "compile"] = "auto"
     """how the torch learner makes a step; auto: torch.compile when it pays for its compilation and a compiler works"""
     kernels: Literal["auto", "cpp", "numba", "reference"] | None = None
@@ -225,7 +229,7 @@ def _check_values(cfg: Config) -> None:
     at_least_1 = "num_envs num_steps minibatch_size update_epochs total_timesteps torch_threads eval_episodes"
     for name in (*at_least_1.split(), "keep_checkpoints"):
         require(getattr(cfg, name) >= 1, name, "at least 1")
-    for name in ("env_threads", "eval_every", "checkpoint_every"):
+    for name in ("env_threads", "learner_threads", "eval_every", "checkpoint_every"):
         require(getattr(cfg, name) >= 0, name, "at least 0")
     require(cfg.num_envs <= MAX_ENVS, "num_envs", f"at most {MAX_ENVS}")
     require(0 <= cfg.seed < 2**64, "seed", "in [0, 2**64)")
@@ -239,6 +243,11 @@ def _check_values(cfg: Config) -> None:
     require(cfg.target_kl is None or 0 < cfg.target_kl < math.inf, "target_kl", "a finite number above 0, or unset")
     require(len(cfg.hidden_sizes) >= 1 and min(cfg.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
     require(len(set(cfg.log)) == len(cfg.log), "log", "a list without repetitions")
+    if cfg.learner == "torch" and cfg.learner_threads:
+        raise ConfigError(
+            f"learner_threads {cfg.learner_threads} belongs to the native learner, and learner 'torch' was asked for; "
+            "leave it at 0, or set torch_threads"
+        )
     if cfg.learner == "native" and cfg.update != "auto":
         raise ConfigError(
             f"update {cfg.update!r} belongs to the torch learner, and learner 'native' was asked for; "

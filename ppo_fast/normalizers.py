@@ -57,6 +57,11 @@ class ObsNormalizer:
         self._mean: Float32 = self.moments.mean.astype(np.float32)
         self._inv_std: Float32 = (1.0 / np.sqrt(self.moments.var + _EPS)).astype(np.float32)
 
+    @property
+    def constants(self) -> tuple[Float32, Float32]:
+        """Mean and 1 / sqrt(var + 1e-8), (D,) float32 each, that are used until the next freeze."""
+        return self._mean, self._inv_std
+
     def normalize(self, obs: Float32, out: Float32 | None = None) -> Float32:
         """Return normalised ``obs`` (..., D) float32, written to ``out`` if given; a copy if switched off."""
         if out is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from ppo_fast import __version__, kernels
+from ppo_fast.cpus import num_cpus
 from ppo_fast.errors import BackendError, ConfigError
 
 PACKAGES = ("torch", "numpy", "numba", "envpool", "gymnasium", "mujoco", "safetensors", "tyro")
@@ -50,11 +50,6 @@ def choose_device(asked: str) -> torch.device:
     if asked == "cuda" and not available:
         raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device here; allowed: 'auto', 'cpu'")
     return torch.device("cuda" if available and asked != "cpu" else "cpu")
-
-
-def num_cpus() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str:

@@ -87,10 +87,12 @@ def banner(trainer: object) -> str:
         f"{cfg.num_minibatches} minibatches of {cfg.minibatch_size}",
         "network": f"{'-'.join(map(str, cfg.hidden_sizes))} {cfg.activation}, {info['num_params']:,} parameters",
         "device": f"{info['device']['got']} (asked: {cfg.device})",
+        "actor": info["actor"]["name"] + (f" ({info['actor']['reason']})" if info["actor"]["reason"] else ""),
         "learner": learner["name"] + (f" ({learner['reason']})" if learner["reason"] else "") + f", {how}",
         "kernels": kernels["active"] + (f" ({missing})" if missing else ""),
         "machine": f"{info['machine']['cpu']}, {info['machine']['cpus']} CPUs",
-        "threads": f"torch {info['torch_threads']}, {info['env_backend']['name']} {info['env_backend']['workers']}",
+        "threads": f"torch {info['torch_threads']}, {info['env_backend']['name']} {info['env_backend']['workers']}, "
+        f"learner {learner['threads']}",
         "run dir": str(trainer.run_dir.path),
     }
     if info["resumed_at"]:

@@ -23,7 +23,7 @@ from ppo_fast.evaluation import EVALUATION, EpisodeStats, Policy, evaluate, spec
 from ppo_fast.learners.choose import make_learner
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer, RewardScaler
-from ppo_fast.rollout import RolloutWorker
+from ppo_fast.rollout import choose_actor, make_worker
 from ppo_fast.run_dir import RunDir
 from ppo_fast.sinks import Metrics, Sink, Sinks
 from ppo_fast.state import TrainState, pack, pack_policy, unpack, unpack_arrays, unpack_policy
@@ -75,6 +75,7 @@ class Trainer:
         self.learner, self.why_learner = make_learner(
             self.model, self.model.init(cfg.seed, cfg.log_std_init), cfg, self.device
         )
+        self.actor, self.why_actor = choose_actor(cfg, self.model, self.device)
         self.state = TrainState()
         self.timer = PhaseTimer()
         self.episodes = EpisodeTracker(cfg.num_envs)
@@ -94,11 +95,13 @@ class Trainer:
                 run directory tells where, and no statistic has taken it in.
         """
         cfg, state, timer = self.cfg, self.state, self.timer
-        env = self._make_env()
+        # The environments of a resumed run start elsewhere than those that the run began with.
+        purpose = state.iteration + EVALUATION if state.iteration else 0
+        self.worker = make_worker(cfg, self.actor, self.model, self.normalizer, self.device, timer, purpose=purpose)
         try:
             self.run_dir.create(cfg, self.info)
             self.sinks.start(cfg.to_dict(), self.info)
-            self._begin(env)
+            self._begin()
             while state.env_steps < cfg.total_timesteps:
                 self.learner.set_progress(state.env_steps / cfg.total_timesteps)
                 with timer("rollout"):
@@ -124,21 +127,11 @@ class Trainer:
             self.run_dir.report_nonfinite(err, self.state, self.worker.buffers)
             raise
         finally:
-            env.close()
+            self.worker.env.close()
             self.sinks.close()
 
-    def _begin(self, env: envs.VectorEnv) -> None:
-        """Reset the environments; on a fresh start, give the statistics a rollout that is not learned from."""
-        cfg = self.cfg
-        self.worker = RolloutWorker(
-            env,
-            self.model,
-            self.normalizer,
-            num_steps=cfg.num_steps,
-            seed=cfg.seed,
-            device=self.device,
-            timer=self.timer,
-        )
+    def _begin(self) -> None:
+        """Start the clock; on a fresh start, give the statistics a rollout that is not learned from."""
         self.worker.steps_done = self.state.worker_steps
         # The clock counts compilation, which the learner has done before the first step; so start-up does not.
         self._startup_s = time.perf_counter() - self._started - self.learner.compile_s
@@ -261,14 +254,6 @@ class Trainer:
         except (KeyError, TypeError, ValueError, RuntimeError) as err:
             raise CheckpointError(f"{saved.path} does not fit this version: {err}") from err
 
-    def _make_env(self) -> envs.VectorEnv:
-        """Make the environments; those of a resumed run start elsewhere than those that the run began with."""
-        cfg, iteration = self.cfg, self.state.iteration
-        return envs.make(
-            cfg.env, cfg.num_envs, seed=cfg.seed, backend=cfg.env_backend, num_threads=cfg.env_threads,
-            vectorization=cfg.vectorization, purpose=iteration + EVALUATION if iteration else 0,
-        )  # fmt: skip
-
     def _describe(self) -> dict[str, Any]:
         cfg = self.cfg
         backend, reason = envs.resolve_backend(cfg.env, cfg.env_backend)
@@ -277,7 +262,13 @@ class Trainer:
             **build_info(),
             "env_backend": {"name": backend, "reason": reason, "workers": workers},
             "device": {"asked": self.cfg.device, "got": str(self.device)},
-            "learner": {"name": self.learner.name, "reason": self.why_learner, "simd": self.learner.simd},
+            "actor": {"name": self.actor, "reason": self.why_actor},
+            "learner": {
+                "name": self.learner.name,
+                "reason": self.why_learner,
+                "simd": self.learner.simd,
+                "threads": self.learner.threads,
+            },
             "update": {"mode": self.learner.mode, "why_eager": self.learner.why_eager},
             "torch_threads": torch.get_num_threads(),
             "num_params": self.model.num_params,

@@ -21,12 +21,12 @@ SOURCES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 
 # A module imports from lower levels or from its own folder, and from nothing else of the package.
 LEVELS = {
-    0: ["errors", "batch", "files", "timing"],
+    0: ["errors", "batch", "cpus", "files", "timing"],
     1: ["config", "reference", "_core"],
     2: ["presets", "kernels"],
     3: ["envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],
-    4: ["rollout", "state"],
-    5: ["learners", "evaluation"],
+    4: ["native", "state"],
+    5: ["rollout", "learners", "evaluation"],
     6: ["run_dir", "video"],
     7: ["trainer", "cli"],
     8: ["train", "play", "info"],
@@ -83,7 +83,9 @@ def test_a_module_imports_from_lower_levels_alone(module: str) -> None:
 
 def test_the_import_test_sees_imports() -> None:
     """Hold the walker to imports that are known to be there."""
-    assert "ppo_fast.kernels" in package_imports("ppo_fast.rollout", PACKAGE / "rollout.py")
+    assert "ppo_fast.kernels" in package_imports(
+        "ppo_fast.rollout.torch_worker", PACKAGE / "rollout" / "torch_worker.py"
+    )
     assert "ppo_fast.errors" in package_imports("ppo_fast.kernels._select", PACKAGE / "kernels" / "_select.py")
     assert "ppo_fast._core" in package_imports("ppo_fast.kernels._cpp", PACKAGE / "kernels" / "_cpp.py")
     assert "ppo_fast.cli" in package_imports("ppo_fast.train", PACKAGE / "train.py")  # inside a function
@@ -98,9 +100,14 @@ def test_the_reference_is_imported_by_the_kernels_alone() -> None:
     assert {part(name) for name in importers} == {"kernels"}
 
 
-def test_only_the_kernels_and_the_native_learner_touch_native_code() -> None:
+def test_only_the_kernels_the_native_learner_and_the_native_actor_touch_native_code() -> None:
     importers = {name for name, path in SOURCES.items() if "ppo_fast._core" in package_imports(name, path)}
-    assert importers == {"ppo_fast.kernels._cpp", "ppo_fast.learners.native"}
+    assert importers == {
+        "ppo_fast.kernels._cpp",
+        "ppo_fast.native",
+        "ppo_fast.learners.native",
+        "ppo_fast.rollout.native_worker",
+    }
 
 
 # --- size ------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from ppo_fast.learners.ppo_base import PPOLearner
 from ppo_fast.learners.ppo_step import LossConfig, Minibatch, eager_gradient
 from ppo_fast.learners.torch_learner import TorchLearner
 from ppo_fast.models import ActorCritic, gaussian_log_prob
+from ppo_fast.native import ACTIVATIONS
 
 try:
     from ppo_fast import _core
@@ -131,7 +132,7 @@ def check_gradient(model: ActorCritic, rows: int, simd: str = "", **options: Any
     metrics.check()
 
 
-@pytest.mark.parametrize("activation", native.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("clip_vloss", [False, True])
 @pytest.mark.parametrize("norm_adv", ["none", "minibatch"])
 @pytest.mark.parametrize("ent_coef", [0.0, 0.01])
@@ -142,7 +143,7 @@ def test_gradient_of_every_loss_is_as_exact_as_eager(
     check_gradient(model, 64, clip_vloss=clip_vloss, norm_adv=norm_adv, ent_coef=ent_coef)
 
 
-@pytest.mark.parametrize("activation", native.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("hidden_sizes", [(7,), (17, 33), (64, 64), (100, 50, 20), (1,), (130, 16)])
 def test_gradient_of_every_shape_is_as_exact_as_eager(activation: str, hidden_sizes: tuple[int, ...]) -> None:
     check_gradient(ActorCritic(13, 5, hidden_sizes, activation), 50, clip_vloss=True, ent_coef=0.01)
@@ -163,7 +164,7 @@ def test_gradient_of_any_number_of_rows_is_as_exact_as_eager(rows: int, norm_adv
 @hypothesis.settings(max_examples=30)
 @hypothesis.given(
     st.integers(1, 40), st.integers(1, 20), st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 40),
-    st.sampled_from(native.ACTIVATIONS), st.sampled_from(LEVELS),
+    st.sampled_from(ACTIVATIONS), st.sampled_from(LEVELS),
 )  # fmt: skip
 def test_gradient_of_any_shape_is_near_autograd(
     obs_dim: int, act_dim: int, hidden_sizes: list[int], rows: int, activation: str, simd: str
@@ -199,7 +200,7 @@ def test_a_row_has_the_same_gradient_wherever_it_stands_and_whoever_stands_besid
 def update_digest(simd: str) -> str:
     """Return a hash of everything that some updates leave behind, over all activations."""
     digest = hashlib.sha256()
-    for i, activation in enumerate(native.ACTIVATIONS):
+    for i, activation in enumerate(ACTIVATIONS):
         model = ActorCritic(training.OBS_DIM, training.ACT_DIM, (64, 64) if i % 2 else (33, 17, 8), activation)
         flat = training.random_parameters(model, i)
         options = {"minibatch_size": 32, "update_epochs": 3, "clip_vloss": True, "ent_coef": 0.01}
@@ -354,7 +355,7 @@ def test_nan_in_reset_rows_changes_not_one_bit(norm_adv: str) -> None:
 
 @pytest.mark.parametrize("name", ["norm_obs", "actions", "log_probs", "advantages", "returns"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("activation", native.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_and_infinity_in_a_valid_row_show_at_once(name: str, bad: float, activation: str) -> None:
     model = replace(MODEL, activation=activation)
     flat = training.random_parameters(model, 7)

@@ -113,10 +113,10 @@ class ActionRescaler:
     """
 
     def __init__(self, spec: EnvSpec, num_envs: int) -> None:
-        bounded = np.isfinite(spec.action_low) & np.isfinite(spec.action_high)
-        self._unbounded = None if bounded.all() else ~bounded
-        self._low = np.where(bounded, spec.action_low, -1.0)
-        self._half_range = (np.where(bounded, spec.action_high, 1.0) - self._low) / 2
+        self.bounded = np.isfinite(spec.action_low) & np.isfinite(spec.action_high)
+        self._unbounded = None if self.bounded.all() else ~self.bounded
+        self.low = np.where(self.bounded, spec.action_low, -1.0)
+        self.half_range = (np.where(self.bounded, spec.action_high, 1.0) - self.low) / 2
         self._work = np.empty((num_envs, spec.act_dim), np.float64)
         self._scaled = np.empty((num_envs, spec.act_dim), np.float32)
 
@@ -124,8 +124,8 @@ class ActionRescaler:
         """Return the rescaled (N, A) float32 actions, in a buffer that the next call overwrites."""
         np.clip(actions, -1.0, 1.0, out=self._work)
         self._work += 1.0
-        self._work *= self._half_range
-        self._work += self._low
+        self._work *= self.half_range
+        self._work += self.low
         np.copyto(self._scaled, self._work, casting="same_kind")
         if self._unbounded is not None:
             np.copyto(self._scaled, actions, where=self._unbounded)

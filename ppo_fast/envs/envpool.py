@@ -7,12 +7,11 @@ The raw pool stays private. It reads out of bounds, aborts or hangs on input tha
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppo_fast.cpus import cpu_budget
 from ppo_fast.envs.base import Bool, CheckedVectorEnv, EnvSpec, Float32, spec_from_spaces
 from ppo_fast.errors import BackendError
 from ppo_fast.kernels import env_seeds
@@ -104,24 +103,4 @@ class EnvPoolVectorEnv(CheckedVectorEnv):
 
 def default_num_threads(num_envs: int) -> int:
     """Return how many threads help: no more than environments, allowed CPUs, or the container's CPU quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(num_envs, allowed, cpu_quota())))
-
-
-def cpu_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return the CPU quota in CPUs that cgroup v2 sets on this process or a parent group, ``inf`` without one."""
-    quota = math.inf
-    try:
-        own = next(line[3:] for line in proc.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return quota
-    group = root / own.lstrip("/")
-    for folder in (group, *group.parents):
-        try:
-            limit, period = (folder / "cpu.max").read_text().split()
-            quota = min(quota, quota if limit == "max" else int(limit) / int(period))
-        except (OSError, ValueError):
-            pass  # the root group, or one without the cpu controller, has no such file
-        if folder == root:
-            break
-    return quota
+    return max(1, math.ceil(min(num_envs, cpu_budget())))

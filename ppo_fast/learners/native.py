@@ -11,35 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_fast import kernels
+from ppo_fast import native
 from ppo_fast.batch import Float32
 from ppo_fast.config import Config
+from ppo_fast.cpus import cpu_budget
 from ppo_fast.errors import BackendError, ShapeError
 from ppo_fast.kernels._checks import FLOAT32, INT64, check_array, check_range
 from ppo_fast.learners.ppo_base import Order, PPOLearner
 from ppo_fast.learners.ppo_step import STATS, Minibatch
 from ppo_fast.models import ActorCritic
 
-ACTIVATIONS = ("tanh", "relu", "elu", "silu")  # csrc/ppo_state.hpp
-
 
 def lacks(model: ActorCritic, device: torch.device) -> str:
     """Return what keeps the native learner from running this model on this device; empty if nothing does."""
     if device.type != "cpu":
         return f"it runs on the CPU, and the device is {device}"
-    try:
-        from ppo_fast import _core
-    except ImportError:
-        return kernels.why_not().get("cpp", "the C++ core does not load")
-    if not hasattr(_core, "PpoLearner"):
-        return "the C++ core was built without it, which needs GCC or Clang"
-    if model.activation not in ACTIVATIONS:
-        return f"it has no activation {model.activation!r}, only {', '.join(ACTIVATIONS)}"
-    return ""
+    return native.lacks(model)
 
 
 class NativeLearner(PPOLearner):
     """PPO by the C++ core, with the numbers of the torch learner up to rounding.
+
+    Its threads do not show in the numbers: lanes of rows and their order are fixed by the minibatch's size. The core
+    starts no more than it can use, one per network and lane of 256 rows.
 
     Args:
         model: shapes of the networks.
@@ -56,7 +50,7 @@ class NativeLearner(PPOLearner):
     mode = "native"
 
     def __init__(
-        self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device | None = None, *, simd: str = "", threads: int = 1
+        self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device | None = None, *, simd: str = ""
     ) -> None:
         device = torch.device("cpu") if device is None else device
         if reason := lacks(model, device):
@@ -66,17 +60,9 @@ class NativeLearner(PPOLearner):
 
         try:
             self.core = _core.PpoLearner(
-                _core.Networks(
-                    obs_dim=model.obs_dim,
-                    act_dim=model.act_dim,
-                    num_actions=getattr(model, "num_actions", 0),
-                    hidden_sizes=list(model.hidden_sizes),
-                    activation=model.activation,
-                    shared_trunk=getattr(model, "shared_trunk", False),
-                ),
+                native.networks(model),
                 max_batch=cfg.batch_size,
                 max_rows=cfg.minibatch_size,
-                threads=threads,
                 clip_coef=self.hp.clip_coef,
                 clip_vloss=self.hp.clip_vloss,
                 norm_adv_minibatch=self.hp.norm_adv_minibatch,
@@ -84,10 +70,12 @@ class NativeLearner(PPOLearner):
                 vf_coef=self.hp.vf_coef,
                 max_grad_norm=self.hp.max_grad_norm,
                 adam_eps=self.hp.adam_eps,
+                threads=cfg.learner_threads or max(1, int(cpu_budget())),
                 simd=simd,
             )
         except ValueError as err:
             raise BackendError(f"the native learner cannot be had: {err}") from None
+        self.threads = self.core.threads
         self.simd = self.core.simd_level
 
     # --- the update --------------------------------------------------------------------------------------------------

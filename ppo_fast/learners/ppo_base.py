@@ -43,6 +43,7 @@ class PPOLearner(ABC):
     why_eager: str = ""
     compile_s: float = 0.0
     simd: str | None = None
+    threads: int = 1
 
     def __init__(self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device) -> None:
         if flat.shape != (model.num_params,) or flat.dtype != torch.float32:

@@ -20,7 +20,8 @@ from gymnasium import spaces
 from gymnasium.vector.async_vector_env import AsyncState
 
 from ppo_fast import envs
-from ppo_fast.envs.envpool import EnvPoolVectorEnv, cpu_quota, default_num_threads
+from ppo_fast.cpus import cpu_quota
+from ppo_fast.envs.envpool import EnvPoolVectorEnv, default_num_threads
 from ppo_fast.errors import BackendError, ConfigError, EnvError, NonFiniteError, ShapeError
 
 N = 4
@@ -492,12 +493,12 @@ def test_a_fall_at_the_limit_is_a_cut_under_envpool() -> None:
 
 def test_threads_never_outnumber_environments_or_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr("ppo_fast.envs.envpool.cpu_quota", lambda: math.inf)
+    monkeypatch.setattr("ppo_fast.cpus.cpu_quota", lambda: math.inf)
     assert default_num_threads(64) == 8
     assert default_num_threads(3) == 3
-    monkeypatch.setattr("ppo_fast.envs.envpool.cpu_quota", lambda: 2.5)
+    monkeypatch.setattr("ppo_fast.cpus.cpu_quota", lambda: 2.5)
     assert default_num_threads(64) == 3  # rounded up
-    monkeypatch.setattr("ppo_fast.envs.envpool.cpu_quota", lambda: 0.2)
+    monkeypatch.setattr("ppo_fast.cpus.cpu_quota", lambda: 0.2)
     assert default_num_threads(64) == 1
 
 

@@ -1,4 +1,4 @@
-"""Collect T steps of N environments under one frozen policy.
+"""Collect T steps of N environments with torch: whole batches in the order of the environments, on any device.
 
 Axes: T steps · N envs · D observation · A action.
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 from ppo_fast import kernels
 from ppo_fast.batch import Rollout
 from ppo_fast.envs.base import VectorEnv
-from ppo_fast.errors import NonFiniteError
 from ppo_fast.models import ActorCritic, gaussian_log_prob
 from ppo_fast.normalizers import ObsNormalizer
+from ppo_fast.rollout.finite import check_finite
 from ppo_fast.timing import PhaseTimer
 
 
@@ -53,6 +53,8 @@ class RolloutWorker:
         self.buffers = Rollout.allocate(num_steps, n, d, a)
         self.steps_done = 0  # per environment, reset rows included: half of the noise's key
         self._means = np.zeros((num_steps, n, a), np.float32)
+        # MKL's last bit depends on the alignment of its input, and row t of an odd-sized buffer begins anywhere.
+        self._norm_obs = torch.zeros(n, d)
         self._env_ids = np.tile(np.arange(n, dtype=np.int64), num_steps)
         self._noise = np.empty((num_steps * n, a), np.float64)
         env.reset(self.buffers.obs[-1])
@@ -72,8 +74,8 @@ class RolloutWorker:
         buf.obs[0] = buf.obs[-1]
         for t in range(self.num_steps):
             start = perf_counter()
-            self.normalizer.normalize(buf.obs[t], out=buf.norm_obs[t])
-            mean = self.model.mean(params, self._tensor(buf.norm_obs[t]))
+            buf.norm_obs[t] = self.normalizer.normalize(buf.obs[t], out=self._norm_obs.numpy())
+            mean = self.model.mean(params, self._norm_obs.to(self.device))
             self._means[t] = mean.cpu()
             buf.actions[t] = (mean + std * self._tensor(noise[t])).cpu()
             acted = perf_counter()
@@ -83,7 +85,7 @@ class RolloutWorker:
             timer.add("act", acted - start)
             timer.add("physics", perf_counter() - acted)
         self.steps_done += self.num_steps
-        self._check_finite()
+        check_finite(buf, self.steps_done)
 
         with timer("act"):
             np.logical_or(buf.terminated, buf.truncated, out=buf.done)
@@ -103,19 +105,3 @@ class RolloutWorker:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
-
-    def _check_finite(self) -> None:
-        """Find NaN or infinity before it can reach a statistic."""
-        buf = self.buffers
-        if np.isfinite(buf.rewards.sum(dtype=np.float64)) and np.isfinite(buf.obs.sum(dtype=np.float64)):
-            return
-        for name, bad in (
-            ("rewards", ~np.isfinite(buf.rewards) & buf.valid),
-            ("first obs", ~np.isfinite(buf.obs[:1]).all(-1)),  # from reset(); later ones have been row T before
-            ("obs", ~np.isfinite(buf.obs[1:]).all(-1)),
-        ):
-            where = np.argwhere(bad)
-            if len(where):
-                first = self.steps_done - self.num_steps
-                places = ", ".join(f"(step {first + t}, env {env})" for t, env in where[:5].tolist())
-                raise NonFiniteError(f"{name} has {len(where)} non-finite rows, the first at {places}")

@@ -1,0 +1,87 @@
+"""Which worker a run gets: decided once, here, from ``--actor``, the device and the core."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from ppo_fast import envs, native
+from ppo_fast.config import Config
+from ppo_fast.errors import BackendError
+from ppo_fast.models import ActorCritic
+from ppo_fast.normalizers import ObsNormalizer
+from ppo_fast.rollout.native_worker import NativeRolloutWorker
+from ppo_fast.rollout.torch_worker import RolloutWorker
+from ppo_fast.timing import PhaseTimer
+
+log = logging.getLogger(__name__)
+
+Worker = RolloutWorker | NativeRolloutWorker
+
+
+def choose_actor(cfg: Config, model: ActorCritic, device: torch.device) -> tuple[str, str]:
+    """Return ``native`` or ``torch``, and the reason where ``auto`` chose.
+
+    ``auto`` takes the native actor where the networks run on the CPU and the core can run them; torch otherwise, with a
+    warning unless the device is no CPU.
+
+    Raises:
+        BackendError: the native actor was asked for by name and cannot be had; the message says what lacks.
+    """
+    if cfg.actor == "torch":
+        return "torch", ""
+    missing = native.lacks(model)
+    if cfg.actor == "native":
+        if missing:
+            raise BackendError(f"--actor native: {missing}")
+        return "native", ""
+    if device.type != "cpu":
+        return "torch", f"the device is {device}"
+    if missing:
+        log.warning("actions come from torch, the native actor cannot be had: %s", missing)
+        return "torch", f"no native actor: {missing}"
+    return "native", "the fastest on the CPU"
+
+
+def make_worker(
+    cfg: Config,
+    actor: str,
+    model: ActorCritic,
+    normalizer: ObsNormalizer,
+    device: torch.device,
+    timer: PhaseTimer,
+    *,
+    purpose: int = 0,
+) -> Worker:
+    """Make a run's environments and the worker that drives them; ``worker.env`` is the caller's to close.
+
+    The native actor takes environments as they come back (:func:`ppo_fast.envs.make_stream`); torch gets whole batches
+    in order, because the last bit of its results may depend on a row's place.
+
+    Args:
+        cfg: the run's options.
+        actor: ``native`` or ``torch``.
+        model, normalizer, device, timer: as the workers take them.
+        purpose: separates the seeds of training, evaluation and resumed training (:func:`ppo_fast.envs.make`).
+
+    Raises:
+        ConfigError, EnvError, BackendError: the environments or the actor cannot be had.
+    """
+    make = envs.make_stream if actor == "native" else envs.make
+    env = make(
+        cfg.env,
+        cfg.num_envs,
+        seed=cfg.seed,
+        backend=cfg.env_backend,
+        num_threads=cfg.env_threads,
+        vectorization=cfg.vectorization,
+        purpose=purpose,
+    )
+    try:
+        if actor == "native":
+            return NativeRolloutWorker(env, model, normalizer, num_steps=cfg.num_steps, seed=cfg.seed, timer=timer)
+        return RolloutWorker(env, model, normalizer, num_steps=cfg.num_steps, seed=cfg.seed, device=device, timer=timer)
+    except BaseException:
+        env.close()
+        raise
