@@ -160,11 +160,11 @@ class Layout {
                     const std::size_t k1 = std::min(k0 + step, layer.in);
                     const std::size_t end = k1 == layer.in ? layer.bias + layer.out_pad : layer.weight + k1 * layer.out_pad;
                     const std::size_t offset = layer.weight + k0 * layer.out_pad;
-                    out.push_back({offset, end - offset, l > 0 ? &layer : nullptr, k0, k1, 0.0});
+                    out.push_back({offset, end - offset, l > 0 ? &layer : nullptr, k0, k1, {}});
                 }
             }
             if (n == 0 && has_log_std()) {
-                out.push_back({model.log_std, model.act_pad, nullptr, 0, 0, 0.0});
+                out.push_back({model.log_std, model.act_pad, nullptr, 0, 0, {}});
             }
         }
         return out;

@@ -96,7 +96,7 @@ struct Unit {
     std::size_t offset, size;
     const Layer* layer;
     std::size_t k0, k1;
-    double squares;  // of its gradient
+    double squares[2];  // of its gradient, by the parity of the step
 };
 
 struct State {

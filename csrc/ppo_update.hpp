@@ -106,9 +106,25 @@ inline void gradients(State& s, const Rows& rows, std::size_t lanes, std::size_t
     }
 }
 
+// Where every thread has networks of its own, it alone reads and steps them, and threads meet only to add up the norm.
+inline bool apart(const State& s, std::size_t lanes, const Me& me) {
+    return lanes == 1 && me.num_threads == s.model.num_nets;
+}
+
+inline Share my_units(const State& s, std::size_t lanes, const Me& me) {
+    if (!apart(s, lanes, me)) {
+        return share(s.num_units, me.thread, me.num_threads);
+    }
+    std::size_t first_of_critic = 0;
+    while (first_of_critic < s.num_units && s.units[first_of_critic].offset < s.model.nets[0].end) {
+        ++first_of_critic;
+    }
+    return me.thread == 0 ? Share{0, first_of_critic} : Share{first_of_critic, s.num_units};
+}
+
 // Add up the lanes in order.
 inline void reduce(State& s, std::size_t lanes, const Me& me) {
-    const Share mine = share(s.num_units, me.thread, me.num_threads);
+    const Share mine = my_units(s, lanes, me);
     for (std::size_t u = mine.begin; u < mine.end && lanes > 1; ++u) {
         const Unit& unit = s.units[u];
         const std::size_t which = unit.offset < s.model.nets[0].end ? 0 : 1;
@@ -123,8 +139,9 @@ inline void reduce(State& s, std::size_t lanes, const Me& me) {
     }
 }
 
-inline void measure(State& s, const Me& me) {
-    const Share mine = share(s.num_units, me.thread, me.num_threads);
+// The squares of two successive minibatches have places of their own: one thread may be a minibatch ahead.
+inline void measure(State& s, std::size_t lanes, std::int64_t adam_step, const Me& me) {
+    const Share mine = my_units(s, lanes, me);
     for (std::size_t u = mine.begin; u < mine.end; ++u) {
         Unit& unit = s.units[u];
         V partial[kFold / kLanes] = {};
@@ -133,19 +150,19 @@ inline void measure(State& s, const Me& me) {
             V& sum = partial[i / kLanes % (kFold / kLanes)];
             sum = fma(g, g, sum);
         }
-        float lanes[kFold];
-        std::memcpy(lanes, partial, sizeof lanes);
-        unit.squares = static_cast<double>(fold(lanes));
+        float sums[kFold];
+        std::memcpy(sums, partial, sizeof sums);
+        unit.squares[adam_step % 2] = static_cast<double>(fold(sums));
     }
 }
 
 // g <- g min(1, max_grad_norm / (|g| + 1e-6));  m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
 // theta <- theta - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps);   returns |g|
-inline float descend(State& s, double learning_rate, std::int64_t adam_step, const Me& me) {
+inline float descend(State& s, double learning_rate, std::size_t lanes, std::int64_t adam_step, const Me& me) {
     constexpr double beta1 = 0.9, beta2 = 0.999;  // ppo_step.py, ADAM_BETAS
     double squares = 0.0;
     for (std::size_t u = 0; u < s.num_units; ++u) {
-        squares += s.units[u].squares;
+        squares += s.units[u].squares[adam_step % 2];
     }
     const auto norm = static_cast<float>(__builtin_sqrt(squares));
     const float factor = s.hyper.max_grad_norm / (norm + 1e-6F);
@@ -157,7 +174,7 @@ inline float descend(State& s, double learning_rate, std::int64_t adam_step, con
     const V decay1 = splat(static_cast<float>(beta1)), weight1 = splat(static_cast<float>(1.0 - beta1));
     const V decay2 = splat(static_cast<float>(beta2)), weight2 = splat(static_cast<float>(1.0 - beta2));
     const V eps = splat(s.hyper.adam_eps);
-    const Share mine = share(s.num_units, me.thread, me.num_threads);
+    const Share mine = my_units(s, lanes, me);
     for (std::size_t u = mine.begin; u < mine.end; ++u) {
         const Unit& unit = s.units[u];
         for (std::size_t i = unit.offset; i < unit.offset + unit.size; i += kLanes) {
@@ -202,10 +219,10 @@ void gradient(State& s, const Rows& rows, const std::int64_t* index, std::size_t
 }
 
 double step(State& s, double learning_rate, const Me& me) {
-    measure(s, me);
-    meet(me);
     const std::int64_t adam_step = s.adam_steps + 1;
-    const float norm = descend(s, learning_rate, adam_step, me);
+    measure(s, 0, adam_step, me);
+    meet(me);
+    const float norm = descend(s, learning_rate, 0, adam_step, me);
     meet(me);
     if (me.thread == 0) {
         s.adam_steps = adam_step;
@@ -226,14 +243,20 @@ void epoch(State& s, const Rows& rows, const std::int64_t* order, std::size_t ba
         if (s.count[i] == 0) {
             continue;
         }
+        ++adam_step;
         gradients(s, rows, lanes, i * minibatch, s.count[i], me);
+        if (!apart(s, lanes, me)) {
+            meet(me);
+            reduce(s, lanes, me);
+        }
+        measure(s, lanes, adam_step, me);
         meet(me);
-        reduce(s, lanes, me);
-        measure(s, me);
-        meet(me);
-        norms += static_cast<double>(descend(s, learning_rate, ++adam_step, me));
-        meet(me);
+        norms += static_cast<double>(descend(s, learning_rate, lanes, adam_step, me));
+        if (!apart(s, lanes, me)) {
+            meet(me);
+        }
     }
+    meet(me);
     if (me.thread == 0) {
         s.tasks[0].stats[kGradNorm] += norms;
         s.tasks[0].stats[kSteps] += static_cast<double>(adam_step - s.adam_steps);

@@ -31,7 +31,7 @@ void Team::run(const std::function<void(const Me&)>& work) {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         work_ = &work;
-        ++round_;
+        round_.store(round_.load(std::memory_order_relaxed) + 1, std::memory_order_release);
     }
     wake_.notify_all();
     work({this, 0, size_});
@@ -41,17 +41,18 @@ void Team::run(const std::function<void(const Me&)>& work) {
 void Team::serve(std::size_t thread) {
     std::size_t seen = 0;
     for (;;) {
-        const std::function<void(const Me&)>* work = nullptr;
+        for (int spins = 0; spins < kSpins && round_.load(std::memory_order_acquire) == seen; ++spins) {
+            pause();  // the next epoch of an update follows at once
+        }
         {
             std::unique_lock<std::mutex> lock(mutex_);
-            wake_.wait(lock, [&] { return closing_ || round_ != seen; });
+            wake_.wait(lock, [&] { return closing_ || round_.load(std::memory_order_relaxed) != seen; });
             if (closing_) {
                 return;
             }
-            seen = round_;
-            work = work_;
+            seen = round_.load(std::memory_order_relaxed);
         }
-        (*work)({this, thread, size_});
+        (*work_)({this, thread, size_});
         wait();
     }
 }

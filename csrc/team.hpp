@@ -1,5 +1,5 @@
-// The learner's threads: every one runs the same function, and they meet at barriers. Between two runs they sleep; within one
-// they spin, since phases are microseconds apart and the simulator stands still meanwhile.
+// The learner's threads: every one runs the same function, and they meet at barriers. Within a run they spin, since phases are
+// microseconds apart and the simulator stands still meanwhile; some 100 us after one they fall asleep.
 #pragma once
 
 #include <unistd.h>
@@ -52,7 +52,7 @@ class Team {
     std::mutex mutex_;
     std::condition_variable wake_;
     const std::function<void(const Me&)>* work_ = nullptr;
-    std::size_t round_ = 0;
+    std::atomic<std::size_t> round_{0};
     bool closing_ = false;
     alignas(64) std::atomic<std::size_t> arrived_{0};
     alignas(64) std::atomic<std::size_t> phase_{0};
