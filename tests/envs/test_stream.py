@@ -149,6 +149,7 @@ CASES = [
     real("envpool-stream-pendulum", "InvertedPendulum-v5", 5, "envpool", batch_size=2, num_threads=2),
     real("envpool-stream-singly", "Reacher-v5", 5, "envpool", batch_size=1, num_threads=2),
     real("envpool-sync-hopper", "Hopper-v5", 3, "envpool", batch_size=3),
+    real("envpool-sync-pendulum", "InvertedPendulum-v5", 3, "envpool", batch_size=3),  # its range is [-3, 3]
     real("gymnasium-hopper", "Hopper-v5", 3, "gymnasium"),
     real("gymnasium-reacher", "Reacher-v5", 2, "gymnasium"),
     fake(lambda: fakes.CountingEnv(4, action_range=(-2.0, 6.0))),
@@ -334,6 +335,14 @@ def test_send_refuses_wrong_environments(case: Case, running: Any, wrong: list[i
         running.recv()
     running.send(*everyone(running))
     drain(running)
+
+
+def test_negative_environments_do_not_count_from_the_end() -> None:
+    env = memory_stream(4, 2, 2)
+    env.reset(np.empty((4, 4), np.float32))
+    for env_ids, message in (([-1], r"0 \.\.\. 3, got \[-1\]"), ([1, 4, -4], r"0 \.\.\. 3, got \[4, -4\]")):
+        with pytest.raises(EnvError, match=message):
+            env.send(np.array(env_ids, np.int32), np.zeros((len(env_ids), 2)))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
