@@ -6,7 +6,9 @@ simulator might, they report ``reset_row_reward`` on reset rows: the door has to
 
 from __future__ import annotations
 
+import heapq
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -220,3 +222,127 @@ class ChainEnv(FakeVectorEnv):
     def _ends(self) -> tuple[Bool, Bool]:
         cut = np.zeros(self.num_envs, np.bool_) if self.time_limit is None else self.time >= self.time_limit
         return self.state >= self.spec.obs_dim, cut
+
+
+class WouldBlockError(Exception):
+    """A ``_recv`` that EnvPool would never return from, and that no signal would interrupt."""
+
+
+class MemoryEnv:
+    """One environment whose observation remembers every action since the first, in order; independent of all others.
+
+        obs    = (env, episode, time, history),    history <- history / 2 + action . (1, 2, ...)
+        reward = 1000 · env + history
+
+    Episodes have 5, 3, 1, 7 steps in turn, and are terminated and truncated in turn.
+
+    Args:
+        env: its index.
+        reset_row_reward: what it says of a reset row.
+    """
+
+    def __init__(self, env: int, reset_row_reward: float = -777.0) -> None:
+        self.env, self.reset_row_reward = env, reset_row_reward
+        self.episode, self.time, self.history, self.over = -1, 0, 0.0, True
+
+    def answer(self, action: NDArray[np.float64], *, reset: bool = False) -> dict[str, Any]:
+        """Take one step, or a reset if ``reset`` or if the episode is over, and return a row under EnvPool's names."""
+        if reset or self.over:
+            self.episode, self.time, self.over, reward = self.episode + 1, 0, False, self.reset_row_reward
+        else:
+            self.time += 1
+            self.history = self.history / 2 + float(action @ np.arange(1.0, 1.0 + action.size))
+            self.over = self.time >= (5, 3, 1, 7)[(self.env + self.episode) % 4]
+            reward = 1000.0 * self.env + self.history
+        return {
+            "info:env_id": np.int32(self.env),
+            "obs": np.array([self.env, self.episode, self.time, self.history]),
+            "reward": np.float32(reward),
+            "done": np.bool_(self.over),
+            "trunc": np.bool_(self.over and (self.env + self.episode) % 2 == 1),
+            "elapsed_step": np.int32(self.time),
+        }
+
+
+class FakePool:
+    """EnvPool's raw asynchronous interface over :class:`MemoryEnv`, with workers in simulated time.
+
+    Actions wait in one queue, first in, first out, for one of ``num_workers``. How long a worker takes is drawn anew
+    for every step; some environments are slower than others. A batch is complete when any ``batch_size`` rows are; its
+    rows are in the order of completion. An action is read when its step *ends*, from the array that was sent. Between
+    two calls some time passes, in which the workers go on.
+
+    What EnvPool answers with a hang, a crash or a race raises: WouldBlockError, or AssertionError for an environment
+    out of range or in flight, fewer actions than environments, or another dtype.
+
+    Attributes:
+        steps: (num_envs,) int64, how many rows of each environment were asked for, resets included.
+        in_flight: environments whose last row has not been received.
+
+    Args:
+        num_envs: environments, spares included.
+        batch_size: rows of a batch.
+        num_workers: simulated threads.
+        act_dim: A.
+        seed: of delays.
+    """
+
+    _state_keys = ("info:env_id", "elapsed_step", "done", "reward", "trunc", "obs")
+
+    def __init__(self, num_envs: int, batch_size: int, num_workers: int, *, act_dim: int = 2, seed: int = 0) -> None:
+        self.batch_size, self.num_workers, self.act_dim = batch_size, num_workers, act_dim
+        self.envs = [MemoryEnv(env) for env in range(num_envs)]
+        self.steps = np.zeros(num_envs, np.int64)
+        self._rng = np.random.default_rng(seed)
+        self._slowness = self._rng.uniform(0.5, 2.0, num_envs)
+        self._now = 0.0
+        self._queue: deque[tuple[int, bool, NDArray[np.float64]]] = deque()
+        self._working: list[tuple[float, int, bool, NDArray[np.float64]]] = []  # a heap, led by the time of completion
+        self._arrived: list[dict[str, Any]] = []
+        self.in_flight: set[int] = set()
+
+    def _reset(self, env_ids: NDArray[np.int32]) -> None:
+        self._take(env_ids, np.zeros((len(env_ids), self.act_dim)), reset=True)
+
+    def _send(self, data: list[NDArray[Any]]) -> None:
+        env_ids, players, actions = data
+        np.testing.assert_array_equal(env_ids, players)
+        self._take(env_ids, actions, reset=False)
+
+    def _recv(self) -> list[NDArray[Any]]:
+        while len(self._arrived) < self.batch_size:
+            if not self._working:
+                missing = self.batch_size - len(self._arrived)
+                raise WouldBlockError(f"{missing} rows are missing, and no environment is in flight")
+            self._complete_next()
+        batch, self._arrived = self._arrived[: self.batch_size], self._arrived[self.batch_size :]
+        self.in_flight -= {int(row["info:env_id"]) for row in batch}
+        return [np.stack([row[key] for row in batch]) for key in self._state_keys]
+
+    def _take(self, env_ids: NDArray[np.int32], actions: NDArray[np.float64], *, reset: bool) -> None:
+        assert env_ids.dtype == np.int32
+        assert actions.dtype == np.float64
+        assert actions.flags.c_contiguous, "EnvPool would copy it"
+        assert actions.shape == (len(env_ids), self.act_dim)
+        until = self._now + self._rng.exponential(1.0)
+        while self._working and self._working[0][0] <= until:
+            self._complete_next()
+        self._now = until
+        for env, action in zip(env_ids.tolist(), actions, strict=True):  # rows are views: a later write would show
+            assert 0 <= env < len(self.envs), env
+            assert env not in self.in_flight, env
+            self.in_flight.add(env)
+            self._queue.append((env, reset, action))
+            self.steps[env] += 1
+        self._begin()
+
+    def _begin(self) -> None:
+        while self._queue and len(self._working) < self.num_workers:
+            env, reset, action = self._queue.popleft()
+            end = self._now + self._rng.exponential(self._slowness[env])
+            heapq.heappush(self._working, (end, env, reset, action))
+
+    def _complete_next(self) -> None:
+        self._now, env, reset, action = heapq.heappop(self._working)
+        self._arrived.append(self.envs[env].answer(action, reset=reset))
+        self._begin()

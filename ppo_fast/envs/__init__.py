@@ -73,12 +73,7 @@ def make(
         EnvError: the environment is unknown or its spaces are not supported.
         BackendError: the backend asked for by name cannot be had.
     """
-    _at_least("num_envs", num_envs, 1)
-    _at_least("num_threads", num_threads, 0)
-    if vectorization not in ("sync", "async"):
-        raise ConfigError(f"vectorization must be 'sync' or 'async', got {vectorization!r}")
-    name, _ = resolve_backend(env_id, backend)
-    _check_used(name, num_threads=num_threads, vectorization=vectorization)
+    name = _checked_backend(env_id, num_envs, backend, num_threads, vectorization)
     if name == "envpool":
         from ppo_fast.envs.envpool import EnvPoolVectorEnv
 
@@ -117,12 +112,10 @@ def make_stream(
         ConfigError, EnvError, BackendError: as for :func:`make`; ConfigError also for a batch size above N, or for any
             where Gymnasium steps the environments.
     """
+    name = _checked_backend(env_id, num_envs, backend, num_threads, vectorization)
     _at_least("batch_size", batch_size, 0)
-    _at_least("num_envs", num_envs, 1)
-    _at_least("num_threads", num_threads, 0)
     if batch_size > num_envs:
         raise ConfigError(f"batch_size must be at most num_envs, {num_envs}, got {batch_size}")
-    name, _ = resolve_backend(env_id, backend)
     if name == "gymnasium" and batch_size:
         raise ConfigError(
             f"batch_size {batch_size} belongs to the EnvPool backend, and Gymnasium steps these environments; "
@@ -234,6 +227,17 @@ def registered_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         hint = did_you_mean(name, known) or f"; known are {', '.join(ENVPOOL_TASKS)} and what Gymnasium registers"
         raise EnvError(f"unknown environment {env_id!r}{hint}")
     return entry
+
+
+def _checked_backend(env_id: str, num_envs: int, backend: str, num_threads: int, vectorization: str) -> str:
+    """Check what :func:`make` and :func:`make_stream` have in common, and return the backend's name."""
+    _at_least("num_envs", num_envs, 1)
+    _at_least("num_threads", num_threads, 0)
+    if vectorization not in ("sync", "async"):
+        raise ConfigError(f"vectorization must be 'sync' or 'async', got {vectorization!r}")
+    name, _ = resolve_backend(env_id, backend)
+    _check_used(name, num_threads=num_threads, vectorization=vectorization)
+    return name
 
 
 def _check_used(backend: str, *, num_threads: int, vectorization: str) -> None:

@@ -5,8 +5,8 @@ Axes: N environments of the caller · S spare environments · b rows of a call.
 EnvPool's ``_recv`` waits for a full batch, and no signal interrupts it. A caller who takes T steps of every environment
 has fewer in flight than a batch at the end of a rollout, so with enough threads it would wait for ever. Spare
 environments close that: the pool holds S = batch_size - 1 more than the caller knows of, and a ``recv`` that would lack
-rows sends as many of them as it lacks. One environment of the caller in flight is then enough for a full batch. What
-the spares answer is dropped, at the latest when it comes out of a batch of the next rollout.
+rows sends as many of them as it lacks. With one environment of the caller in flight they are enough. All that is in
+flight is then that one batch, so that no spare is in flight between two calls; the spares' rows are dropped.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ _FIRST_SPARE = 2**30
 
 #: From how many environments per simulator thread stepping is asynchronous by default.
 ENVS_PER_THREAD = 4
-
-_NONE = np.empty(0, np.int32)
 
 
 def make_envpool_stream(
@@ -74,7 +72,7 @@ class EnvPoolStream(CheckedEnv):
     """A :class:`~ppo_fast.envs.stream.StreamEnv` on a raw asynchronous pool.
 
     ``valid`` is ``elapsed_step > 0``, as in the synchronous adapter. ``recv`` hands out the pool's own buffers, which
-    it never uses again, except where it has to leave out rows of spares.
+    it never uses again, or copies where it has to leave out rows of spares.
 
     Args:
         spec: the environment.
@@ -91,8 +89,7 @@ class EnvPoolStream(CheckedEnv):
         self._batch_size = batch_size
         self._in_flight = np.zeros(num_envs, np.bool_)
         self._unanswered = 0  # how many of the caller's environments are in flight
-        self._num_spares = batch_size - 1
-        self._idle_spares = list(range(num_envs, num_envs + self._num_spares))
+        self._spares = np.arange(num_envs, num_envs + batch_size - 1, dtype=np.int32)
         middle = ActionRescaler(spec, batch_size)(np.zeros((batch_size, spec.act_dim), np.float32))
         self._spare_actions = middle.astype(np.float64)  # the pool reads it at any time: never written again
         keys = list(pool._state_keys)
@@ -139,35 +136,23 @@ class EnvPoolStream(CheckedEnv):
 
     def _gather(self) -> Arrivals:
         """Return the next rows of the caller's environments, of which at least one is in flight."""
-        env_ids = _NONE
-        while not env_ids.size:
-            in_flight = self._unanswered + self._num_spares - len(self._idle_spares)
-            if in_flight < self._batch_size:
-                self._send_spares(self._batch_size - in_flight)
-            state = self._pool._recv()
-            rows = [state[field] for field in self._fields]
-            if len(self._idle_spares) < self._num_spares:
-                rows = self._without_spares(rows)
-            env_ids, obs, rewards, done, truncated, elapsed_step = rows
+        lacking = self._batch_size - self._unanswered
+        if lacking > 0:
+            # Whichever of them was never reset answers with its reset row, which serves as well.
+            spares = self._spares[:lacking]
+            self._pool._send([spares, spares, self._spare_actions[:lacking]])
+        state = self._pool._recv()
+        rows = [state[field] for field in self._fields]
+        if lacking > 0:
+            own = rows[0] < self.num_envs
+            rows = [array[own] for array in rows]
+        env_ids, obs, rewards, done, truncated, elapsed_step = rows
         self._in_flight[env_ids] = False
         self._unanswered -= env_ids.size
         valid = elapsed_step > 0
         if np.count_nonzero(valid) < valid.size:
             rewards[~valid] = 0.0  # whatever the simulator says of a step it did not take
         return Arrivals(env_ids, obs, rewards, done > truncated, truncated, valid)
-
-    def _send_spares(self, count: int) -> None:
-        """Set ``count`` spares going. A spare that was never reset answers with its reset row, which serves as well."""
-        ids = np.array(self._idle_spares[-count:], np.int32)
-        del self._idle_spares[-count:]
-        self._pool._send([ids, ids, self._spare_actions[:count]])
-
-    def _without_spares(self, rows: list[NDArray[Any]]) -> list[NDArray[Any]]:
-        """Return the caller's share of a batch, in copies if it is not the whole; its spares are idle again."""
-        own = rows[0] < self.num_envs
-        spares = rows[0][~own].tolist()
-        self._idle_spares += spares
-        return [array[own] for array in rows] if spares else rows
 
     def _wrong_ids(self, env_ids: NDArray[np.int32]) -> EnvError:
         outside = env_ids[(env_ids < 0) | (env_ids >= self.num_envs)].tolist()
