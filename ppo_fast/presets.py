@@ -1,8 +1,8 @@
 """Hyper-parameters per task and aim, each line with its source, and the order in which options override each other.
 
-``fast`` is the least wall-clock to a good policy: minibatches of 256, and the native learner where it can run.
-``sample`` is the best return at 1M steps: minibatches of 64 by torch (the recipe of Tianshou's MuJoCo benchmark:
-64 environments x 32 steps, 10 epochs), except where larger ones learned as much.
+``fast`` is the least wall-clock to a good policy: minibatches of 256.
+``sample`` is the best return at 1M steps: minibatches of 64 (the recipe of Tianshou's MuJoCo benchmark: 64 environments
+x 32 steps, 10 epochs), except where larger ones learned as much.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ _FAST: dict[str, Any] = {
     "minibatch_size": 256,
     "update_epochs": 10,
     "learning_rate": 3e-4,
-    "learner": "auto",
 }
 # Tianshou's benchmark recipe, without its recomputed advantages: 64 x 32 steps, 10 epochs of minibatches of 64.
-_SAMPLE: dict[str, Any] = {**_FAST, "num_steps": 32, "minibatch_size": 64, "learner": "torch"}
+_SAMPLE: dict[str, Any] = {**_FAST, "num_steps": 32, "minibatch_size": 64}
 
 # Less initial noise, log-std -1 against -0.5 at 1M steps: HalfCheetah 5.6k to 6.4k against 5.5k (seed 1, two runs that
 # differ in rounding), 8.0k to 8.5k against 5.2k (seed 2); Walker2d 4.8k against 4.2k (seed 1). No difference on Hopper
@@ -36,9 +35,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "sample": {
         "*": _SAMPLE,
         # Minibatches of 64 need half the learning rate on Ant, take longer, and reached no more: 3.1k (one run).
-        "Ant-v5": {**_FAST, **_CALM, "learner": "torch"},
+        "Ant-v5": {**_FAST, **_CALM},
         "HalfCheetah-v5": _CALM,
-        "Walker2d-v5": {**_FAST, **_CALM, "learner": "torch"},  # minibatches of 64 were not tried here
+        "Walker2d-v5": {**_FAST, **_CALM},  # minibatches of 64 were not tried here
     },
 }
 

@@ -24,9 +24,10 @@ class TensorBoardSink:
     """Write scalars to ``<run_dir>/tensorboard``."""
 
     def __init__(self, run_dir: Path) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils import tensorboard
 
-        self._open = tensorboard.SummaryWriter
+        self._open, self._summary = tensorboard.SummaryWriter, Summary
         self._dir = str(run_dir / "tensorboard")
         self._writer: Any = None
 
@@ -37,10 +38,13 @@ class TensorBoardSink:
         self._writer.add_text("config", "\n".join(f"    {k} = {v!r}" for k, v in config.items()))
 
     def log(self, metrics: Metrics) -> None:
-        """Write one iteration's scalars."""
-        for name, value in metrics.items():
-            if value is not None and name != "env_steps":
-                self._writer.add_scalar(tag(name), value, metrics["env_steps"])
+        """Write one iteration's scalars, as one event: a call of add_scalar for each costs 1 % of a fast iteration."""
+        scalars = [
+            self._summary.Value(tag=tag(name), simple_value=value)
+            for name, value in metrics.items()
+            if value is not None and name != "env_steps"
+        ]
+        self._writer.file_writer.add_summary(self._summary(value=scalars), metrics["env_steps"])
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Write the mean return of an evaluation."""
