@@ -95,12 +95,19 @@ def update_moments(t: int, n: int, d: int, a: int) -> tuple[Call, tuple[np.ndarr
 
 
 def normals(t: int, n: int, d: int, a: int) -> tuple[Call, tuple[np.ndarray, ...]]:
+    return noise(kernels.normals, rng.normals, t, n, a)
+
+
+def uniforms(t: int, n: int, d: int, a: int) -> tuple[Call, tuple[np.ndarray, ...]]:
+    return noise(kernels.uniforms, rng.uniforms, t, n, a)
+
+
+def noise(
+    draw: Callable[..., np.ndarray], expected: Callable[..., np.ndarray], t: int, n: int, a: int
+) -> tuple[Call, tuple[np.ndarray, ...]]:
     env_ids, steps = np.tile(np.arange(n), t), np.repeat(np.arange(t), n)
     out = np.full((t * n, a), np.nan)
-    return (
-        lambda: (kernels.normals(env_ids, steps, a, seed=SEED, out=out),),
-        (rng.normals(SEED, env_ids, steps, a),),
-    )
+    return lambda: (draw(env_ids, steps, a, seed=SEED, out=out),), (expected(SEED, env_ids, steps, a),)
 
 
-CASES = {case.__name__: case for case in (gae, permutation, gather, update_moments, normals)}
+CASES = {case.__name__: case for case in (gae, permutation, gather, update_moments, normals, uniforms)}

@@ -88,8 +88,11 @@ void moments_into(Array<double>& count, Array<double>& mean, Array<double>& m2, 
     }
 }
 
-void normals_into(const Array<std::int64_t>& env_ids, const Array<std::int64_t>& steps, std::uint64_t seed,
-                  Array<double>& out) {
+using Draws = void(const std::int64_t*, const std::int64_t*, std::size_t, std::size_t, std::uint64_t, double*);
+
+template <Draws* draw>
+void draws_into(const Array<std::int64_t>& env_ids, const Array<std::int64_t>& steps, std::uint64_t seed,
+                Array<double>& out) {
     const std::int64_t* env = env_ids.data();
     const std::int64_t* step = steps.data();
     const std::size_t rows = axis(out, 0);
@@ -97,7 +100,7 @@ void normals_into(const Array<std::int64_t>& env_ids, const Array<std::int64_t>&
     double* to = out.mutable_data();
     {
         const py::gil_scoped_release no_gil;
-        ppo_fast::normals(env, step, rows, dim, seed, to);
+        draw(env, step, rows, dim, seed, to);
     }
 }
 
@@ -116,8 +119,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           py::arg("m2").noconvert(), py::arg("rows").noconvert(), py::arg("valid").noconvert());
     m.def("moments_into", &moments_into<double>, py::arg("count").noconvert(), py::arg("mean").noconvert(),
           py::arg("m2").noconvert(), py::arg("rows").noconvert(), py::arg("valid").noconvert());
-    m.def("normals_into", &normals_into, py::arg("env_ids").noconvert(), py::arg("steps").noconvert(), py::arg("seed"),
-          py::arg("out").noconvert());
+    m.def("normals_into", &draws_into<ppo_fast::normals>, py::arg("env_ids").noconvert(), py::arg("steps").noconvert(),
+          py::arg("seed"), py::arg("out").noconvert());
+    m.def("uniforms_into", &draws_into<ppo_fast::uniforms>, py::arg("env_ids").noconvert(),
+          py::arg("steps").noconvert(), py::arg("seed"), py::arg("out").noconvert());
 #if defined(PPO_FAST_LEARNER)
     ppo_fast::bind_learner(m);
     ppo_fast::bind_actor(m);

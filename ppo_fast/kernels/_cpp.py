@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import BackendError
 
-__all__ = ["gae_into", "gather_into", "moments_into", "normals_into", "permutation_into"]
+__all__ = ["gae_into", "gather_into", "moments_into", "normals_into", "permutation_into", "uniforms_into"]
 
 
 def _reason(err: ImportError) -> str:
@@ -26,6 +26,6 @@ def _reason(err: ImportError) -> str:
 
 
 try:
-    from .._core import gae_into, gather_into, moments_into, normals_into, permutation_into
+    from .._core import gae_into, gather_into, moments_into, normals_into, permutation_into, uniforms_into
 except ImportError as err:
     raise BackendError(_reason(err)) from err

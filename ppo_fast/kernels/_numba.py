@@ -19,7 +19,7 @@ from numba import njit, types
 
 from ..reference import rng
 
-__all__ = ["gae_into", "gather_into", "moments_into", "normals_into", "permutation_into"]
+__all__ = ["gae_into", "gather_into", "moments_into", "normals_into", "permutation_into", "uniforms_into"]
 
 _helper: Callable[[Callable[..., Any]], Callable[..., Any]] = njit(fastmath=False, error_model="numpy")
 
@@ -91,9 +91,14 @@ def _log(x: Any) -> Any:
 
 
 @_helper
-def _normal(bits: Any) -> Any:
-    """Return the normal of 64 random bits: reference.rng.inverse_normal_cdf(uniform(bits))."""
-    u = (np.float64(bits >> _U12) + 0.5) * 2.0**-52
+def _uniform(high: Any, low: Any) -> Any:
+    """Return reference.rng.uniform of the 64 bits high:low."""
+    return (np.float64((high << _U32 | low) >> _U12) + 0.5) * 2.0**-52
+
+
+@_helper
+def _normal(u: Any) -> Any:
+    """Return reference.rng.inverse_normal_cdf(u)."""
     q = u - 0.5
     if abs(q) <= 0.425:
         s = 0.180625 - q * q
@@ -107,6 +112,19 @@ def _normal(bits: Any) -> Any:
 
 
 @_kernel(types.void(_I64_IN, _I64_IN, types.uint64, _F64_OUT))
+def uniforms_into(env_ids: Any, steps: Any, seed: Any, out: Any) -> None:
+    """Fill out (n, dim); see :func:`ppo_fast.reference.uniforms`."""
+    rows, dim = out.shape
+    for i in range(rows):
+        env, step = np.uint64(env_ids[i]), np.uint64(steps[i])
+        for j in range((dim + 1) // 2):
+            w0, w1, w2, w3 = _philox(np.uint64(j), step & _LOW, env, _NOISE | step >> _U32, seed)
+            out[i, 2 * j] = _uniform(w1, w0)
+            if 2 * j + 1 < dim:
+                out[i, 2 * j + 1] = _uniform(w3, w2)
+
+
+@_kernel(types.void(_I64_IN, _I64_IN, types.uint64, _F64_OUT))
 def normals_into(env_ids: Any, steps: Any, seed: Any, out: Any) -> None:
     """Fill out (n, dim); see :func:`ppo_fast.reference.normals`."""
     rows, dim = out.shape
@@ -114,9 +132,9 @@ def normals_into(env_ids: Any, steps: Any, seed: Any, out: Any) -> None:
         env, step = np.uint64(env_ids[i]), np.uint64(steps[i])
         for j in range((dim + 1) // 2):
             w0, w1, w2, w3 = _philox(np.uint64(j), step & _LOW, env, _NOISE | step >> _U32, seed)
-            out[i, 2 * j] = _normal(w1 << _U32 | w0)
+            out[i, 2 * j] = _normal(_uniform(w1, w0))
             if 2 * j + 1 < dim:
-                out[i, 2 * j + 1] = _normal(w3 << _U32 | w2)
+                out[i, 2 * j + 1] = _normal(_uniform(w3, w2))
 
 
 @_kernel(types.void(_I64_OUT, types.uint64, types.uint64))

@@ -9,7 +9,7 @@ import numpy as np
 from .. import reference
 from ..reference import update_moments as moments_into
 
-__all__ = ["gae_into", "gather_into", "moments_into", "normals_into", "permutation_into"]
+__all__ = ["gae_into", "gather_into", "moments_into", "normals_into", "permutation_into", "uniforms_into"]
 
 
 def gae_into(
@@ -42,3 +42,8 @@ def gather_into(source: Any, index: Any, out: Any) -> None:
 def normals_into(env_ids: Any, steps: Any, seed: int, out: Any) -> None:
     """Fill out; see :func:`ppo_fast.reference.normals`."""
     out[...] = reference.normals(seed, env_ids, steps, out.shape[1])
+
+
+def uniforms_into(env_ids: Any, steps: Any, seed: int, out: Any) -> None:
+    """Fill out; see :func:`ppo_fast.reference.uniforms`."""
+    out[...] = reference.uniforms(seed, env_ids, steps, out.shape[1])

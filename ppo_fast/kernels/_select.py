@@ -47,6 +47,9 @@ class Backend(Protocol):
     def normals_into(self, env_ids: Any, steps: Any, seed: int, out: Any) -> None:
         """Fill out, (n, dim) float64."""
 
+    def uniforms_into(self, env_ids: Any, steps: Any, seed: int, out: Any) -> None:
+        """Fill out, (n, dim) float64."""
+
 
 _loaded: dict[str, Backend] = {}
 _reasons: dict[str, str] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .advantage import gae, gae_from_definition
 from .moments import update_moments
-from .rng import env_seeds, inverse_normal_cdf, normals, philox4x32
+from .rng import env_seeds, inverse_normal_cdf, normals, philox4x32, uniforms
 from .shuffle import permutation, stream_id
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "permutation",
     "philox4x32",
     "stream_id",
+    "uniforms",
     "update_moments",
 ]

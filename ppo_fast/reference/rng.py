@@ -188,28 +188,35 @@ def inverse_normal_cdf(u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(np.abs(q) <= 0.425, centre, np.where(q < 0.0, -tail, tail))
 
 
-def normals(
+def uniforms(
     seed: int, env_ids: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], dim: int
 ) -> npt.NDArray[np.float64]:
-    """Draw the standard normal action noise of (env, step) rows; each row depends on nothing else.
+    """Draw the uniform action noise of (env, step) rows; each row depends on nothing else.
 
-    Block j of a row gives its normals 2j and 2j + 1: words w0..w3 make the two 64-bit numbers w1:w0 and w3:w2.
+    Block j of a row gives its numbers 2j and 2j + 1: words w0..w3 make the two 64-bit numbers w1:w0 and w3:w2.
 
     Args:
         seed: the run's seed, 0 <= seed < 2**64.
         env_ids: (n,) global environment indices, 0 <= env < 2**32.
         steps: (n,) step numbers of those environments, 0 <= step < 2**56.
-        dim: normals per row, that is the number of actions.
+        dim: numbers per row.
 
     Returns:
-        (n, dim) float64.
+        (n, dim) float64, each strictly inside (0, 1), see :func:`uniform`.
     """
     env = np.asarray(env_ids).astype(np.uint64)[:, None]
     step = np.asarray(steps).astype(np.uint64)[:, None]
     block = np.arange((dim + 1) // 2, dtype=np.uint64)[None, :]
     w0, w1, w2, w3 = philox4x32((block, step & LOW_32_BITS, env, NOISE | step >> 32), key_of(seed))
     bits = np.stack([w1 << 32 | w0, w3 << 32 | w2], axis=-1)  # (n, blocks, 2)
-    return inverse_normal_cdf(uniform(bits.reshape(len(env), 2 * block.size)[:, :dim]))
+    return uniform(bits.reshape(len(env), 2 * block.size)[:, :dim])
+
+
+def normals(
+    seed: int, env_ids: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], dim: int
+) -> npt.NDArray[np.float64]:
+    """Draw the standard normal action noise of (env, step) rows: the normal quantiles of their :func:`uniforms`."""
+    return inverse_normal_cdf(uniforms(seed, env_ids, steps, dim))
 
 
 def env_seeds(seed: int, first_env: int, num_envs: int, purpose: int = 0) -> npt.NDArray[np.int64]:

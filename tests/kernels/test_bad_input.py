@@ -35,6 +35,10 @@ def normals(**change: Any) -> Any:
     return kernels.normals(**{"env_ids": np.zeros(3, I64), "steps": np.zeros(3, I64), "dim": 2, "seed": 0, **change})
 
 
+def uniforms(**change: Any) -> Any:
+    return kernels.uniforms(**{"env_ids": np.zeros(3, I64), "steps": np.zeros(3, I64), "dim": 2, "seed": 0, **change})
+
+
 def permutation(**change: Any) -> Any:
     return kernels.permutation(**{"n": 5, "seed": 0, "stream": 0, **change})
 
@@ -61,8 +65,10 @@ BAD: list[tuple[str, Callable[[], Any], type[PPOFastError], str]] = [
     ("source f64", lambda: gather(source=np.zeros((5, 2))), ShapeError, "source must be float32 and C-contiguous, got float64"),
     ("byte order", lambda: gae(values=np.zeros((4, 3), F32).astype(">f4")), ShapeError, "values must be float32 and C-contiguous, got >f4 (foreign byte order)"),
     ("float ids", lambda: normals(env_ids=np.zeros(3)), ShapeError, "env_ids must be int64 and C-contiguous, got float64"),
+    ("uniform float ids", lambda: uniforms(env_ids=np.zeros(3)), ShapeError, "env_ids must be int64 and C-contiguous, got float64"),
     ("out dtype", lambda: permutation(out=np.zeros(5, np.int32)), ShapeError, "out must be int64 and C-contiguous, got int32"),
     ("out f32", lambda: normals(out=np.zeros((3, 2), F32)), ShapeError, "out must be float64 and C-contiguous, got float32"),
+    ("uniform out f32", lambda: uniforms(out=np.zeros((3, 2), F32)), ShapeError, "out must be float64 and C-contiguous, got float32"),
     # layout
     ("strides", lambda: gae(values=STRIDED), ShapeError, "values must be float32 and C-contiguous, got float32, not C-contiguous (shape (4, 3), strides (24, 8))"),
     ("transpose", lambda: gae(next_values=np.zeros((3, 4), F32).T), ShapeError, "next_values must be float32 and C-contiguous, got float32, not C-contiguous (shape (4, 3), strides (4, 16))"),
@@ -86,7 +92,9 @@ BAD: list[tuple[str, Callable[[], Any], type[PPOFastError], str]] = [
     ("mean short", lambda: moments(mean=np.zeros(1)), ShapeError, "mean must have shape (D,) = (2,), got (1,)"),
     ("m2 long", lambda: moments(m2=np.zeros(3)), ShapeError, "m2 must have shape (D,) = (2,), got (3,)"),
     ("steps", lambda: normals(steps=np.zeros(2, I64)), ShapeError, "steps must have shape (n,) = (3,), got (2,)"),
+    ("uniform steps", lambda: uniforms(steps=np.zeros(2, I64)), ShapeError, "steps must have shape (n,) = (3,), got (2,)"),
     ("noise out", lambda: normals(out=np.zeros((2, 3))), ShapeError, "out must have shape (n, dim) = (3, 2), got (2, 3)"),
+    ("uniform noise out", lambda: uniforms(out=np.zeros((2, 3))), ShapeError, "out must have shape (n, dim) = (3, 2), got (2, 3)"),
     # writing
     ("read-only out", lambda: permutation(out=read_only(np.zeros(5, I64))), ShapeError, "out must be writable, got a read-only array"),
     ("read-only mean", lambda: moments(mean=read_only(np.zeros(2))), ShapeError, "mean must be writable, got a read-only array"),
@@ -100,14 +108,19 @@ BAD: list[tuple[str, Callable[[], Any], type[PPOFastError], str]] = [
     ("index high", lambda: gather(index=np.array([0, 4, 5])), ShapeError, "index must lie in [0, B = 5), got 5 at position 2"),
     ("index of nothing", lambda: gather(source=np.zeros((0, 2), F32)), ShapeError, "index must lie in [0, B = 0), got 0 at position 0"),
     ("env id", lambda: normals(env_ids=np.array([0, 2**32, 0])), ShapeError, "env_ids must lie in [0, 2**32), got 4294967296 at position 1"),
+    ("uniform env id", lambda: uniforms(env_ids=np.array([0, 2**32, 0])), ShapeError, "env_ids must lie in [0, 2**32), got 4294967296 at position 1"),
     ("step", lambda: normals(steps=np.array([0, 0, -3])), ShapeError, "steps must lie in [0, 2**56), got -3 at position 2"),
+    ("uniform step", lambda: uniforms(steps=np.array([0, 0, -3])), ShapeError, "steps must lie in [0, 2**56), got -3 at position 2"),
     ("dim", lambda: normals(dim=-1), ConfigError, "dim must be an integer in [0, 2**31), got -1"),
+    ("uniform dim", lambda: uniforms(dim=-1), ConfigError, "dim must be an integer in [0, 2**31), got -1"),
     ("dim float", lambda: normals(dim=2.0), ConfigError, "dim must be an integer in [0, 2**31), got 2.0"),
+    ("uniform dim float", lambda: uniforms(dim=2.0), ConfigError, "dim must be an integer in [0, 2**31), got 2.0"),
     ("n", lambda: permutation(n=-1), ConfigError, "n must be an integer in [0, 2**31), got -1"),
     ("n large", lambda: permutation(n=2**31), ConfigError, "n must be an integer in [0, 2**31), got 2147483648"),
     ("n None", lambda: permutation(n=None), ConfigError, "n must be an integer in [0, 2**31), got None"),
     ("seed", lambda: permutation(seed=-1), ConfigError, "seed must be an integer in [0, 2**64), got -1"),
     ("seed large", lambda: normals(seed=2**64), ConfigError, "seed must be an integer in [0, 2**64), got 18446744073709551616"),
+    ("uniform seed large", lambda: uniforms(seed=2**64), ConfigError, "seed must be an integer in [0, 2**64), got 18446744073709551616"),
     ("stream", lambda: permutation(stream=2**56), ConfigError, "stream must be an integer in [0, 2**56), got 72057594037927936"),
     ("rank", lambda: kernels.stream_id(2**16, 0), ConfigError, "rank must be an integer in [0, 2**16), got 65536"),
     ("epoch", lambda: kernels.stream_id(0, -1), ConfigError, "epoch must be an integer in [0, 2**40), got -1"),
@@ -151,7 +164,8 @@ def test_nothing_is_written_before_an_error(backend: str) -> None:
 
 def test_arrays_of_no_elements_are_not_bad(backend: str) -> None:
     assert gather(source=np.zeros((0, 2), F32), index=np.zeros(0, I64)).shape == (0, 2)
-    assert normals(env_ids=np.zeros(0, I64), steps=np.zeros(0, I64)).shape == (0, 2)
+    for draw in (normals, uniforms):
+        assert draw(env_ids=np.zeros(0, I64), steps=np.zeros(0, I64)).shape == (0, 2)
     assert permutation(n=0).shape == (0,)
 
 
@@ -162,5 +176,7 @@ def test_cpp_core_refuses_to_convert_even_without_the_front() -> None:
         core.permutation_into(np.zeros(5, np.int32), 0, 0)
     with pytest.raises(TypeError):
         core.normals_into(np.zeros(3, I64), np.zeros(3, I64), 0, np.zeros((6, 2))[::2])
+    with pytest.raises(TypeError):
+        core.uniforms_into(np.zeros(3, I64), np.zeros(3, I64), 0, np.zeros((3, 2), F32))
     with pytest.raises(ValueError, match="writeable"):
         core.permutation_into(read_only(np.zeros(5, I64)), 0, 0)

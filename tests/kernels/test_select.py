@@ -172,6 +172,7 @@ def small_calls() -> dict[str, Callable[[], object]]:
         "gather": lambda: kernels.gather(f32, index),
         "update_moments": lambda: kernels.update_moments(count, mean, m2, f32, valid),
         "normals": lambda: kernels.normals(ids, ids, 3, seed=1),
+        "uniforms": lambda: kernels.uniforms(ids, ids, 3, seed=1),
     }
 
 
