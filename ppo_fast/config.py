@@ -99,11 +99,13 @@ class Config:
 
     # --- networks and normalisation ----------------------------------------------------------------------------------
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """widths of the hidden layers of actor and critic (separate networks)"""
+    """widths of the hidden layers of actor and critic"""
+    shared_trunk: bool = False
+    """let actor and critic share their hidden layers"""
     activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
     """activation of the hidden layers"""
     log_std_init: float = -0.5
-    """initial log standard deviation of the policy, in units of half the action range"""
+    """initial log standard deviation of a continuous policy, in units of half the action range"""
     norm_obs: bool = True
     """normalise observations by their running moments"""
     clip_obs: float = 10.0

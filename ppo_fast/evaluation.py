@@ -21,7 +21,7 @@ from ppo_fast.envs.base import ActionRescaler, EnvSpec
 from ppo_fast.errors import CheckpointError, NonFiniteError, ShapeError
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
-from ppo_fast.state import unpack_policy
+from ppo_fast.state import make_model, unpack_policy
 
 MAX_EPISODE_STEPS = 10_000  # where an environment without a time limit of its own is cut
 EVALUATION = 1  # purpose of the environments' seeds: never those of training
@@ -36,8 +36,8 @@ class Policy:
         self._params = model.params(self.flat)
 
     @torch.no_grad()
-    def mean(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the mean action in policy units, (N, A) float32, for raw observations (N, D).
+    def mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the most likely action in policy units, (N, A) float32, for raw observations (N, D).
 
         Raises:
             ShapeError: ``obs`` is not (N, D).
@@ -45,13 +45,26 @@ class Policy:
         if obs.ndim != 2 or obs.shape[1] != self.model.obs_dim:
             raise ShapeError(f"obs must have shape (N, {self.model.obs_dim}), got {obs.shape}")
         norm_obs = self.normalizer.normalize(obs.astype(np.float32))
-        mean: NDArray[np.float32] = self.model.mean(self._params, torch.from_numpy(norm_obs)).numpy()
-        return mean
+        head = self.model.head(self._params, torch.from_numpy(norm_obs))
+        mode: NDArray[np.float32] = self.model.policy(head, self._params.log_std).mode().numpy()
+        return mode
 
-    def __call__(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the action in the environment's units, (A,) or (N, A) float32, for raw observations (D,) or (N, D)."""
-        mean = self.mean(np.atleast_2d(obs))
-        actions = ActionRescaler(self.spec, len(mean))(mean).copy()
+    def __call__(self, obs: NDArray[Any]) -> Any:
+        """Return what the environment's ``step`` takes, for raw observations (D,) or (N, D).
+
+        Continuous actions are (A,) or (N, A) float32 in the environment's units; discrete ones an int64 or (N,) int64.
+
+        Raises:
+            ShapeError: ``obs`` is neither (D,) nor (N, D).
+            NonFiniteError: a discrete action cannot be chosen, because a logit is NaN.
+        """
+        mode = self.mode(np.atleast_2d(obs))
+        if self.spec.num_actions:
+            if np.isnan(mode).any():
+                raise NonFiniteError(f"{self.spec.env_id}: the policy's logits are NaN")
+            actions: NDArray[Any] = mode[:, 0].astype(np.int64) + self.spec.first_action
+        else:
+            actions = ActionRescaler(self.spec, len(mode))(mode).copy()
         return actions[0] if np.ndim(obs) == 1 else actions
 
 
@@ -81,9 +94,9 @@ class EpisodeStats:
 def evaluate(
     policy: Policy, env_id: str, *, episodes: int = 20, seed: int = 1, backend: str = "auto", num_threads: int = 0
 ) -> EpisodeStats:
-    """Run ``episodes`` full episodes with the mean action, one per environment, so that short ones are not favoured.
+    """Run ``episodes`` full episodes, one per environment, so that short ones are not favoured.
 
-    The environments are their own: training is not disturbed, and the same seed gives the same episodes.
+    Actions are the most likely ones. The environments are their own: training is not disturbed, and the same seed gives the same episodes.
 
     Raises:
         EnvError, ConfigError, BackendError: the environments cannot be made.
@@ -100,7 +113,7 @@ def evaluate(
         for _ in range(env.spec.max_episode_steps or MAX_EPISODE_STEPS):
             if not running.any():
                 break
-            env.step(policy.mean(obs), obs, rewards, terminated, truncated, valid)
+            env.step(policy.mode(obs), obs, rewards, terminated, truncated, valid)
             counts = running & valid
             returns[counts] += rewards[counts]
             lengths += counts
@@ -131,7 +144,7 @@ def policy_from(saved: checkpoint.Checkpoint) -> Policy:
     try:
         cfg = Config(**from_dict(saved.state["config"], source=str(saved.path)))
         spec = spec_from_json(saved.state["env_spec"])
-        model = ActorCritic(spec.obs_dim, spec.act_dim, cfg.hidden_sizes, cfg.activation)
+        model = make_model(cfg, spec)
         normalizer = ObsNormalizer(spec.obs_dim, clip=cfg.clip_obs, enabled=cfg.norm_obs)
         flat = unpack_policy(saved.model, model, normalizer)
     except (AttributeError, KeyError, TypeError, ValueError) as err:
@@ -149,11 +162,13 @@ def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
         "action_low": [repr(float(v)) for v in spec.action_low],
         "action_high": [repr(float(v)) for v in spec.action_high],
         "max_episode_steps": spec.max_episode_steps,
+        "num_actions": spec.num_actions,
+        "first_action": spec.first_action,
     }
 
 
 def spec_from_json(values: dict[str, Any]) -> EnvSpec:
-    """Invert :func:`spec_to_json`."""
+    """Invert :func:`spec_to_json`; what is from before discrete actions is continuous."""
     low, high = (np.array([float(v) for v in values[name]]) for name in ("action_low", "action_high"))
     return EnvSpec(
         values["env_id"],
@@ -163,4 +178,6 @@ def spec_from_json(values: dict[str, Any]) -> EnvSpec:
         low,
         high,
         values["max_episode_steps"],
+        values.get("num_actions", 0),
+        values.get("first_action", 0),
     )

@@ -1,9 +1,9 @@
-"""The actor-critic as pure functions of one flat parameter vector.
+"""The actor-critic as pure functions of one flat parameter vector, and the two policies that its head can parametrise.
 
 One contiguous float32 vector holds every weight, so that optimizer state, gradient clipping, checkpoints and (later) an
 all-reduce are each a single operation; the functions here take it as an argument and never hold it.
 
-Axes: B rows · D observation · A action · P parameters.
+Axes: B rows · D observation · A action · H head (A, or K) · K actions to choose from · P parameters.
 """
 
 from __future__ import annotations
@@ -29,35 +29,121 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Params(NamedTuple):
-    """Views of the flat vector: weights (out, in) and biases (out,) of both networks, and log σ (A,)."""
+class Gaussian(NamedTuple):
+    """A diagonal Gaussian with the same σ in every state: a = μ + σ ε, ε standard normal."""
 
+    mean: Tensor  # (B, A)
+    log_std: Tensor  # (A,)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Return log π(a|s) of ``actions`` (B, A), (B,)."""
+        return gaussian_log_prob(self.mean, self.log_std, actions)
+
+    def entropy(self) -> Tensor:
+        """Return H, a scalar, since it is the same in every state."""
+        return gaussian_entropy(self.log_std)
+
+    def mode(self) -> Tensor:
+        """Return the most likely action, μ, (B, A)."""
+        return self.mean
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return the actions (B, A) that standard normals ``noise`` (B, A) choose."""
+        return self.mean + torch.exp(self.log_std) * noise.to(self.mean.dtype)
+
+
+class Categorical(NamedTuple):
+    """One of K actions, with probabilities p = softmax(l); an action array (B, 1) holds its index as a float."""
+
+    logits: Tensor  # (B, K)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Return log π(a|s) = l_a − log Σ_k exp l_k of ``actions`` (B, 1), (B,)."""
+        return torch.log_softmax(self.logits, -1).gather(-1, actions.long()).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Return H = −Σ_k p_k log p_k, (B,)."""
+        log_probs = torch.log_softmax(self.logits, -1)
+        return -(log_probs.exp() * log_probs).sum(-1)
+
+    def mode(self) -> Tensor:
+        """Return the most likely action, the lowest index at a tie, (B, 1); NaN where a logit is."""
+        return self._or_nan(self.logits.argmax(-1, keepdim=True))
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return the actions (B, 1) that uniforms ``noise`` (B, 1) in (0, 1) choose, by inverting the distribution.
+
+            w_k = exp(l_k − max l),   c_k = w_0 + ... + w_k   (in this order),   a = #{k < K − 1 : c_k <= u c_{K−1}}
+
+        An action without weight is never chosen. NaN where a logit is, so that it is noticed before it is acted on.
+        """
+        weights = torch.exp(self.logits - self.logits.amax(-1, keepdim=True))
+        sums = torch.stack(list(itertools.accumulate(weights.unbind(-1))), -1).double()
+        return self._or_nan((sums[..., :-1] <= noise * sums[..., -1:]).sum(-1, keepdim=True))
+
+    def _or_nan(self, index: Tensor) -> Tensor:
+        is_nan = self.logits.isnan().any(-1, keepdim=True)
+        return index.to(self.logits.dtype).masked_fill(is_nan, torch.nan)
+
+
+class Params(NamedTuple):
+    """Views of the flat vector: weights (out, in) and biases (out,) of each network, and log σ (A,)."""
+
+    trunk: list[tuple[Tensor, Tensor]]  # the hidden layers, where actor and critic share them
     actor: list[tuple[Tensor, Tensor]]
-    log_std: Tensor
+    log_std: Tensor  # empty where the policy is categorical
     critic: list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class ActorCritic:
-    """Separate MLPs for the mean of a diagonal Gaussian policy and for the value, over one flat vector.
+    """MLPs for a policy and for the value, over one flat vector.
 
-    μ = actor(x),  σ = exp(log_std) (state-independent),  V = critic(x)
+        separate:  head = actor(x),   V = critic(x)
+        shared:    h = trunk(x),   head = actor(h),   V = critic(h),   both affine
+        π = Gaussian(μ = head, σ = exp(log_std)), state-independent, or Categorical(l = head)
+
+    Args:
+        obs_dim: D.
+        act_dim: A, length of an action array; 1 for a categorical policy.
+        hidden_sizes: widths of the hidden layers.
+        activation: a name in ``ACTIVATIONS``.
+        shared_trunk: whether actor and critic share the hidden layers.
+        num_actions: K of a categorical policy; 0 for a Gaussian one.
+
+    Raises:
+        ShapeError: a categorical policy with ``act_dim`` other than 1.
     """
 
     obs_dim: int
     act_dim: int
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
+    shared_trunk: bool = False
+    num_actions: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_actions and self.act_dim != 1:
+            raise ShapeError(f"act_dim must be 1, the index of one of {self.num_actions} actions, got {self.act_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width H of the actor's last layer."""
+        return self.num_actions or self.act_dim
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return name -> shape of every parameter, in the order of the flat vector."""
+        inner = (self.obs_dim, *self.hidden_sizes)
+        if self.shared_trunk:
+            nets = {"trunk": inner, "actor": (inner[-1], self.head_dim), "critic": (inner[-1], 1)}
+        else:
+            nets = {"actor": (*inner, self.head_dim), "critic": (*inner, 1)}
         out: dict[str, tuple[int, ...]] = {}
-        for net, out_dim in (("actor", self.act_dim), ("critic", 1)):
-            widths = (self.obs_dim, *self.hidden_sizes, out_dim)
+        for net, widths in nets.items():
             for layer, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
                 out[f"{net}.{layer}.weight"] = (n_out, n_in)
                 out[f"{net}.{layer}.bias"] = (n_out,)
-            if net == "actor":
+            if net == "actor" and not self.num_actions:
                 out["actor.log_std"] = (self.act_dim,)
         return out
 
@@ -75,11 +161,11 @@ class ActorCritic:
     def params(self, flat: Tensor) -> Params:
         """Return the views of ``flat`` (P,) by network."""
         views = self.unflatten(flat)
-        layers = range(len(self.hidden_sizes) + 1)
-        actor, critic = (
-            [(views[f"{net}.{i}.weight"], views[f"{net}.{i}.bias"]) for i in layers] for net in ("actor", "critic")
-        )
-        return Params(actor, views["actor.log_std"], critic)
+        nets: dict[str, list[tuple[Tensor, Tensor]]] = {"trunk": [], "actor": [], "critic": []}
+        for name, weight in views.items():
+            if name.endswith(".weight"):
+                nets[name.split(".")[0]].append((weight, views[name.removesuffix("weight") + "bias"]))
+        return Params(nets["trunk"], nets["actor"], views.get("actor.log_std", flat[:0]), nets["critic"])
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Concatenate named tensors into a flat vector (P,) float32.
@@ -103,34 +189,53 @@ class ActorCritic:
         """
         generator = torch.Generator().manual_seed(seed & (2**63 - 1))
         head = {"actor": 0.01, "critic": 1.0}
-        last = len(self.hidden_sizes)
+        last = 0 if self.shared_trunk else len(self.hidden_sizes)
         tensors: dict[str, Tensor] = {}
         for name, shape in self.shapes().items():
             value = torch.zeros(shape)
             if name.endswith("weight"):
                 net, layer, _ = name.split(".")
-                gain = head[net] if int(layer) == last else math.sqrt(2.0)
+                gain = head[net] if net in head and int(layer) == last else math.sqrt(2.0)
                 torch.nn.init.orthogonal_(value, gain, generator=generator)
             elif name == "actor.log_std":
                 value.fill_(log_std_init)
             tensors[name] = value
         return self.flatten(tensors)
 
-    def mlp(self, layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    def forward(self, params: Params, norm_obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return head (B, H) and V(x) (B,), with one pass through a shared trunk."""
+        hidden = self._trunk(params, norm_obs)
+        return self._mlp(params.actor, hidden), self._mlp(params.critic, hidden).squeeze(-1)
+
+    def head(self, params: Params, norm_obs: Tensor) -> Tensor:
+        """Return what :meth:`policy` is made of: μ(x) (B, A), or the logits (B, K)."""
+        return self._mlp(params.actor, self._trunk(params, norm_obs))
+
+    def value(self, params: Params, norm_obs: Tensor) -> Tensor:
+        """Return V(x), (B,)."""
+        return self._mlp(params.critic, self._trunk(params, norm_obs)).squeeze(-1)
+
+    def mean(self, params: Params, norm_obs: Tensor) -> Tensor:
+        """Return μ(x) of a Gaussian policy, (B, A)."""
+        return self.head(params, norm_obs)
+
+    def policy(self, head: Tensor, log_std: Tensor) -> Gaussian | Categorical:
+        """Return the distributions over actions of ``head`` (B, H); ``log_std`` (A,) is a Gaussian's."""
+        return Categorical(head) if self.num_actions else Gaussian(head, log_std)
+
+    def _trunk(self, params: Params, x: Tensor) -> Tensor:
+        """Apply the hidden layers that actor and critic share, if they share any."""
+        for weight, bias in params.trunk:
+            x = ACTIVATIONS[self.activation](torch.addmm(bias, x, weight.t()))
+        return x
+
+    def _mlp(self, layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
         """Apply affine layers with the activation between them, (B, in) -> (B, out)."""
         act = ACTIVATIONS[self.activation]
         for weight, bias in layers[:-1]:
             x = act(torch.addmm(bias, x, weight.t()))
         weight, bias = layers[-1]
         return torch.addmm(bias, x, weight.t())
-
-    def mean(self, params: Params, norm_obs: Tensor) -> Tensor:
-        """Return μ(x), (B, A)."""
-        return self.mlp(params.actor, norm_obs)
-
-    def value(self, params: Params, norm_obs: Tensor) -> Tensor:
-        """Return V(x), (B,)."""
-        return self.mlp(params.critic, norm_obs).squeeze(-1)
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:

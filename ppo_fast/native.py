@@ -35,8 +35,8 @@ def networks(model: ActorCritic) -> _core.Networks:
     return _core.Networks(
         obs_dim=model.obs_dim,
         act_dim=model.act_dim,
-        num_actions=getattr(model, "num_actions", 0),
+        num_actions=model.num_actions,
         hidden_sizes=list(model.hidden_sizes),
         activation=model.activation,
-        shared_trunk=getattr(model, "shared_trunk", False),
+        shared_trunk=model.shared_trunk,
     )

@@ -27,7 +27,8 @@ from ppo_fast.sinks.files import JsonlSink
 
 log = logging.getLogger(__name__)
 
-_FIXED = ("env", "preset", "hidden_sizes", "activation", "norm_obs", "norm_reward")  # what no resumed run can change
+# What no resumed run can change.
+_FIXED = ("env", "preset", "hidden_sizes", "activation", "shared_trunk", "norm_obs", "norm_reward")
 
 
 def default_path(cfg: Config) -> Path:
@@ -163,7 +164,8 @@ def _check_writable(path: Path) -> None:
 def _check_continues(cfg: Config, saved: checkpoint.Checkpoint) -> None:
     """Raise ``ConfigError`` if an option differs that a run cannot change on its way."""
     try:
-        old = {name: saved.state["config"][name] for name in _FIXED}
+        config = {"shared_trunk": False, **saved.state["config"]}  # older checkpoints do not have this option
+        old = {name: config[name] for name in _FIXED}
         int(saved.state["env_steps"])
     except (KeyError, TypeError, ValueError) as err:
         raise CheckpointError(f"{saved.path} does not fit this version: {err}") from None

@@ -13,6 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppo_fast.config import Config
+from ppo_fast.envs.base import EnvSpec
+from ppo_fast.errors import ConfigError
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
 
@@ -27,6 +30,27 @@ class TrainState:
     iteration: int = 0  # rollouts that were learned from
     wall_s: float = 0.0  # since the first env step, compilation and checkpoints included, evaluation excluded
     worker_steps: int = 0  # steps per environment: half of the action noise's key
+
+
+def make_model(cfg: Config, spec: EnvSpec) -> ActorCritic:
+    """Return the shapes of the networks that ``cfg`` asks for in the environment ``spec``.
+
+    Raises:
+        ConfigError: ``cfg`` gives an initial σ to a policy that has none.
+    """
+    if spec.num_actions and cfg.log_std_init != Config.log_std_init:
+        raise ConfigError(
+            f"log_std_init belongs to continuous actions, and {spec.env_id} has {spec.num_actions} discrete ones; "
+            f"leave it at {Config.log_std_init}"
+        )
+    return ActorCritic(
+        spec.obs_dim,
+        spec.act_dim,
+        cfg.hidden_sizes,
+        cfg.activation,
+        shared_trunk=cfg.shared_trunk,
+        num_actions=spec.num_actions,
+    )
 
 
 def pack(**parts: Mapping[str, Tensor | NDArray[Any]]) -> dict[str, Tensor]:

@@ -82,10 +82,12 @@ def banner(trainer: object) -> str:
         f"gymnasium {versions['gymnasium']}, mujoco {versions['mujoco']}",
         "task": f"{cfg.env}, preset {cfg.preset}, seed {cfg.seed}, {cfg.total_timesteps:,} steps",
         "environments": f"{cfg.num_envs} on {info['env_backend']['name']} ({info['env_backend']['reason']}), "
-        f"observation {trainer.spec.obs_dim}, action {trainer.spec.act_dim}",
+        f"observation {trainer.spec.obs_dim}, "
+        + (f"{n} discrete actions" if (n := trainer.spec.num_actions) else f"action {trainer.spec.act_dim}"),
         "batch": f"{cfg.num_envs} envs x {cfg.num_steps} steps = {cfg.batch_size} rows, {cfg.update_epochs} epochs x "
         f"{cfg.num_minibatches} minibatches of {cfg.minibatch_size}",
-        "network": f"{'-'.join(map(str, cfg.hidden_sizes))} {cfg.activation}, {info['num_params']:,} parameters",
+        "network": f"{'-'.join(map(str, cfg.hidden_sizes))} {cfg.activation}{', shared trunk' * cfg.shared_trunk}, "
+        f"{info['num_params']:,} parameters",
         "device": f"{info['device']['got']} (asked: {cfg.device})",
         "actor": info["actor"]["name"] + (f" ({info['actor']['reason']})" if info["actor"]["reason"] else ""),
         "learner": learner["name"] + (f" ({learner['reason']})" if learner["reason"] else "") + f", {how}",

@@ -21,12 +21,11 @@ from ppo_fast.envs.episodes import EpisodeTracker
 from ppo_fast.errors import CheckpointError, NonFiniteError, PPOFastError
 from ppo_fast.evaluation import EVALUATION, EpisodeStats, Policy, evaluate, spec_to_json
 from ppo_fast.learners.choose import make_learner
-from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer, RewardScaler
 from ppo_fast.rollout import choose_actor, make_worker
 from ppo_fast.run_dir import RunDir
 from ppo_fast.sinks import Metrics, Sink, Sinks
-from ppo_fast.state import TrainState, pack, pack_policy, unpack, unpack_arrays, unpack_policy
+from ppo_fast.state import TrainState, make_model, pack, pack_policy, unpack, unpack_arrays, unpack_policy
 from ppo_fast.system import build_info, choose_device
 from ppo_fast.timing import PhaseTimer
 
@@ -69,7 +68,7 @@ class Trainer:
         self.run_dir, saved = RunDir.open(cfg)
         self.sinks = Sinks([self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path), *extra_sinks])
 
-        self.model = ActorCritic(self.spec.obs_dim, self.spec.act_dim, cfg.hidden_sizes, cfg.activation)
+        self.model = make_model(cfg, self.spec)
         self.normalizer = ObsNormalizer(self.spec.obs_dim, clip=cfg.clip_obs, enabled=cfg.norm_obs)
         self.scaler = RewardScaler(cfg.num_envs, gamma=cfg.gamma, clip=cfg.clip_reward, enabled=cfg.norm_reward)
         self.learner, self.why_learner = make_learner(

@@ -38,7 +38,7 @@ FLAGS = """
     --device --learner --update --kernels --torch-threads
     --num-steps --minibatch-size --update-epochs --learning-rate --anneal-lr --no-anneal-lr --adam-eps
     --gamma --gae-lambda --norm-adv --clip-coef --clip-vloss --no-clip-vloss --ent-coef --vf-coef
-    --max-grad-norm --target-kl --hidden-sizes --activation --log-std-init
+    --max-grad-norm --target-kl --hidden-sizes --shared-trunk --no-shared-trunk --activation --log-std-init
     --norm-obs --no-norm-obs --clip-obs --norm-reward --no-norm-reward --clip-reward
     --eval-every --eval-episodes --checkpoint-every --keep-checkpoints --log --quiet --no-quiet
 """
@@ -157,7 +157,7 @@ ODD_SPACES = {
     "Matrix-v0": (Box(-1, 1, (3, 3), np.float32), _BOX, "observation space Box("),
     "Bytes-v0": (Box(0, 255, (3,), np.uint8), _BOX, "observation space Box("),
     "DiscreteObs-v0": (Discrete(5), _BOX, "observation space Discrete(5)"),
-    "DiscreteAction-v0": (_BOX, Discrete(2), "action space Discrete(2)"),
+    "HugeDiscrete-v0": (_BOX, Discrete(2**24 + 1), "action space Discrete(16777217)"),
     "MultiDiscrete-v0": (_BOX, MultiDiscrete([2, 3]), "action space MultiDiscrete([2 3])"),
 }
 
@@ -181,7 +181,7 @@ BAD_INPUT = [
     (["--env", "xyzzy"], ["unknown environment 'xyzzy'", "Ant-v5", "Walker2d-v5"]),
     (["--env", "no_such_module:Ant-v5"], ["module 'no_such_module' cannot be imported"]),
     (["--env", "CartPole-v1", "--env-backend", "envpool"], ["does not step 'CartPole-v1'", "HalfCheetah-v5"]),
-    (["--env", "CartPole-v1"], ["CartPole-v1", "action space Discrete(2) is not supported yet", "Box"]),
+    (["--env", "CartPole-v1", "--log-std-init", "-1"], ["log_std_init belongs to continuous actions", "CartPole-v1"]),
     (["--env"], ["--env"]),
     (["--num-envs", "0"], ["num_envs must be at least 1, got 0"]),
     (["--num-envs", "-4"], ["num_envs must be at least 1, got -4"]),

@@ -455,7 +455,7 @@ def test_reference_command_trains(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         ("--log-std-init", "nan", "log_std_init must be finite, got nan"),
         ("--env", "Ant-v55", "unknown environment 'Ant-v55' (did you mean 'Ant-v5'"),
         ("--env", "no_such_module:Ant-v5", "no_such_module:Ant-v5: Gymnasium cannot make it: ModuleNotFoundError: "),
-        ("--env", "CartPole-v1", "CartPole-v1: its action space Discrete(2) is not supported; allowed is a one-dim"),
+        ("--hidden-sizes", "0", "hidden_sizes must be one or more widths, each >= 1, got (0,)"),
         ("--env", "FrozenLake-v1", "FrozenLake-v1: its observation space Discrete(16) is not supported"),
     ],
 )

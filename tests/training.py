@@ -23,7 +23,7 @@ from ppo_fast.config import Config
 from ppo_fast.envs.base import VectorEnv
 from ppo_fast.models import ActorCritic
 from ppo_fast.reference import losses
-from ppo_fast.reference.ppo import ActorCritic as ReferenceNet
+from ppo_fast.reference.policy import ActorCritic as ReferenceNet
 from ppo_fast.run_dir import RunDir
 from ppo_fast.trainer import RunResult, Trainer
 
@@ -167,9 +167,12 @@ def random_rollout(
     rollout.obs[:] = rollout.norm_obs
     net = reference_net(model, flat, torch.float64)
     with torch.no_grad():
-        mean = net.actor(torch.from_numpy(rollout.norm_obs[:-1].astype(np.float64)).reshape(t * n, -1))
-        actions = mean + net.log_std.exp() * torch.from_numpy(rng.normal(size=(t * n, model.act_dim)))
-        log_probs = losses.gaussian_log_prob(mean, net.log_std, actions).numpy()
+        head, _ = net(torch.from_numpy(rollout.norm_obs[:-1].astype(np.float64)).reshape(t * n, -1))
+        if model.num_actions:
+            actions = torch.from_numpy(rng.integers(model.num_actions, size=(t * n, 1)).astype(np.float64))
+        else:
+            actions = head + net.log_std.exp() * torch.from_numpy(rng.normal(size=(t * n, model.act_dim)))
+        log_probs = net.log_prob(head, actions).numpy()
     rollout.actions[:] = actions.numpy().reshape(rollout.actions.shape)
     rollout.log_probs[:] = (log_probs + rng.normal(scale=0.25, size=t * n)).reshape(t, n)
     rollout.returns[:] = rng.normal(size=(t, n))
@@ -189,7 +192,10 @@ def valid_rows(rollout: Rollout, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def reference_net(model: ActorCritic, flat: Tensor, dtype: torch.dtype) -> ReferenceNet:
     """Return the reference's networks with the parameters ``flat`` (P,)."""
-    net = ReferenceNet(model.obs_dim, model.act_dim, 0.0, 0).to(dtype)
+    net = ReferenceNet(
+        model.obs_dim, model.act_dim, 0.0, 0, hidden_sizes=model.hidden_sizes, activation=model.activation,
+        shared_trunk=model.shared_trunk, num_actions=model.num_actions,
+    ).to(dtype)  # fmt: skip
     with torch.no_grad():
         for name, parameter in reference_parameters(net).items():
             parameter.copy_(model.unflatten(flat)[name])
@@ -198,8 +204,8 @@ def reference_net(model: ActorCritic, flat: Tensor, dtype: torch.dtype) -> Refer
 
 def reference_parameters(net: ReferenceNet) -> dict[str, Tensor]:
     """Return the reference's parameters under the names of the flat vector."""
-    out: dict[str, Tensor] = {"actor.log_std": net.log_std}
-    for which, network in (("actor", net.actor), ("critic", net.critic)):
+    out: dict[str, Tensor] = {} if net.num_actions else {"actor.log_std": net.log_std}
+    for which, network in (("trunk", net.trunk), ("actor", net.actor), ("critic", net.critic)):
         for layer, linear in enumerate(part for part in network if isinstance(part, torch.nn.Linear)):
             out[f"{which}.{layer}.weight"], out[f"{which}.{layer}.bias"] = linear.weight, linear.bias
     return out
@@ -220,16 +226,15 @@ def reference_gradient(
     net: ReferenceNet, rows: Mapping[str, Tensor], loss: Loss
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Return the gradient by name and the metrics of a loss built of ``reference.losses``, on rows that all count."""
-    log_probs = losses.gaussian_log_prob(net.actor(rows["norm_obs"]), net.log_std, rows["actions"])
-    log_ratio = log_probs - rows["log_probs"]
+    head, values = net(rows["norm_obs"])
+    log_ratio = net.log_prob(head, rows["actions"]) - rows["log_probs"]
     advantages = losses.normalize_advantages(rows["advantages"]) if loss.norm_adv else rows["advantages"]
     objective = losses.clipped_surrogate(log_ratio.exp(), advantages, loss.clip_coef)
-    values = net.critic(rows["norm_obs"])[:, 0]
     if loss.clip_vloss:
         value_loss = losses.clipped_value_loss(values, rows["values"], rows["returns"], loss.clip_coef)
     else:
         value_loss = losses.value_loss(values, rows["returns"])
-    entropy = losses.gaussian_entropy(net.log_std)
+    entropy = net.entropy(head)
     net.zero_grad()
     (-objective + loss.vf_coef * value_loss - loss.ent_coef * entropy).backward()
     gradient = {name: parameter.grad.clone() for name, parameter in reference_parameters(net).items()}

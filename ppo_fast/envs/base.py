@@ -15,6 +15,7 @@ False and ``valid`` False. It is a *reset row*. Two consequences, both used:
 of the fall, so there V(final observation) is bootstrapped: wrong in the rare episode that falls exactly at the limit.
 
 **Actions** are policy units: clipped to [-1, 1] and rescaled to the range of the environment (:class:`ActionRescaler`).
+Where the environment has K discrete actions, an action is (1,) float32 and holds an index in 0 ... K - 1, as it is.
 
 **Two ways to step.** A :class:`VectorEnv` steps all N environments and answers when the last one has. A stream
 (:class:`~ppo_fast.envs.stream.StreamEnv`) takes actions for any of them and answers with whichever have come back, so
@@ -29,7 +30,7 @@ Source: EnvPool docs/content/python_interface.rst, "Auto Reset"; Gymnasium ``Aut
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,6 +56,8 @@ class EnvSpec:
         action_low: (A,) float64, lower bound in the environment's units, or -inf.
         action_high: (A,) float64, upper bound, or inf.
         max_episode_steps: time limit in env steps, None without one.
+        num_actions: K of a discrete action space, whose A is 1 and which has no bounds; 0 of a continuous one.
+        first_action: what the environment calls the action of index 0 (``Discrete.start``).
     """
 
     env_id: str
@@ -64,6 +67,8 @@ class EnvSpec:
     action_low: NDArray[np.float64]
     action_high: NDArray[np.float64]
     max_episode_steps: int | None
+    num_actions: int = 0
+    first_action: int = 0
 
 
 class VectorEnv(Protocol):
@@ -171,7 +176,7 @@ class CheckedVectorEnv(CheckedEnv):
 
         Raises:
             EnvError: before the first reset, after close(), in a forked child, or after a call that did not finish.
-            ShapeError: an array has the wrong type, shape or dtype, or cannot be written.
+            ShapeError: an array has the wrong type, shape or dtype, or cannot be written, or an action is no index.
             NonFiniteError: an action is NaN or infinite.
         """
         self._require("step", READY)
@@ -182,7 +187,7 @@ class CheckedVectorEnv(CheckedEnv):
         self._check("terminated", terminated, rows, BOOL)
         self._check("truncated", truncated, rows, BOOL)
         self._check("valid", valid, rows, BOOL)
-        self._check_finite(actions, self._all_envs)
+        self._check_actions(actions, self._all_envs)
         self._step_all(self._rescale(actions), obs, rewards, terminated, truncated, valid)
 
     def send(self, env_ids: NDArray[np.int32], actions: NDArray[np.float64]) -> None:
@@ -190,7 +195,7 @@ class CheckedVectorEnv(CheckedEnv):
 
         Raises:
             EnvError: as for :meth:`step`, or ``env_ids`` is not 0 ... N-1, or an action is unanswered.
-            ShapeError: an array has the wrong type, shape or dtype.
+            ShapeError: an array has the wrong type, shape or dtype, or an action is no index.
             NonFiniteError: an action is NaN or infinite.
         """
         self._require("send", READY)
@@ -200,7 +205,7 @@ class CheckedVectorEnv(CheckedEnv):
             raise EnvError(
                 f"{self._name()}: env_ids must be 0 ... {self.num_envs - 1} in order, got {env_ids.tolist()}"
             )
-        self._check_finite(actions, self._all_envs)
+        self._check_actions(actions, self._all_envs)
         np.copyto(self._sent, actions, casting="same_kind")  # exact, as they were rounded to float32 when rescaled
         self._state = SENT
 
@@ -238,22 +243,35 @@ def spec_from_spaces(
     Bounds are rounded to float32 first, the type in which Gymnasium keeps them, so that both backends rescale alike.
 
     Raises:
-        EnvError: a space is not a flat Box of floats.
+        EnvError: a space is neither a flat Box of floats nor, for actions, Discrete.
     """
-    for role, space in (("observation", observation_space), ("action", action_space)):
-        if not _is_flat_float_box(space):
+    discrete = _is_discrete(action_space)
+    for role, space, allowed in (
+        ("observation", observation_space, "(no images, dicts, or discrete values)"),
+        ("action", action_space, "or Discrete"),
+    ):
+        if not (_is_flat_float_box(space) or (role == "action" and discrete)):
             raise EnvError(
                 f"{env_id}: its {role} space {' '.join(str(space).split())} is not supported yet; "
-                "allowed is a one-dimensional Box of float32 or float64 (no images, dicts, or discrete values)"
+                f"allowed is a one-dimensional Box of float32 or float64 {allowed}"
             )
-    low, high = (np.asarray(bound, np.float32).astype(np.float64) for bound in (action_space.low, action_space.high))
+    bounds = (np.array([-np.inf]), np.array([np.inf])) if discrete else (action_space.low, action_space.high)
+    low, high = (np.asarray(bound, np.float32).astype(np.float64) for bound in bounds)
     low.setflags(write=False)
     high.setflags(write=False)
-    (obs_dim,), (act_dim,) = observation_space.shape, action_space.shape
-    return EnvSpec(env_id, backend, obs_dim, act_dim, low, high, max_episode_steps)
+    spec = EnvSpec(env_id, backend, len(observation_space.low), len(low), low, high, max_episode_steps)
+    if not discrete:
+        return spec
+    return replace(spec, num_actions=int(action_space.n), first_action=int(action_space.start))
 
 
 def _is_flat_float_box(space: Any) -> bool:
     from gymnasium.spaces import Box
 
     return isinstance(space, Box) and len(space.shape) == 1 and space.shape[0] > 0 and space.dtype in (F32, F64)
+
+
+def _is_discrete(space: Any) -> bool:
+    from gymnasium.spaces import Discrete
+
+    return isinstance(space, Discrete) and space.n <= 2**24  # as many indices as float32 tells apart

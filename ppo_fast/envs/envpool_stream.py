@@ -109,7 +109,7 @@ class EnvPoolStream(CheckedEnv):
         unanswered = int(np.count_nonzero(in_flight))
         if unanswered != self._unanswered + rows:
             raise self._wrong_ids(env_ids)
-        self._check_finite(actions, env_ids)
+        self._check_actions(actions, env_ids)
         self._state = BUSY
         self._in_flight, self._unanswered = in_flight, unanswered
         # Copies, because EnvPool's threads read these very arrays when an environment's turn comes. They live until

@@ -75,7 +75,8 @@ class GymnasiumVectorEnv(CheckedVectorEnv):
     def _step(
         self, actions: Float32, obs: Float32, rewards: Float32, terminated: Bool, truncated: Bool, valid: Bool
     ) -> None:
-        after, reward, ended, cut, _ = self._envs.step(actions)
+        chosen = actions[:, 0].astype(np.int64) + self.spec.first_action if self.spec.num_actions else actions
+        after, reward, ended, cut, _ = self._envs.step(chosen)
         np.copyto(obs, after, casting="same_kind")
         np.copyto(rewards, reward, casting="same_kind")
         np.copyto(terminated, ended)

@@ -97,12 +97,19 @@ class CheckedEnv(ABC):
         if written and not array.flags.writeable:
             raise ShapeError(f"{self._name()}: {name} is written to, got a read-only array")
 
-    def _check_finite(self, actions: NDArray[np.floating[Any]], env_ids: NDArray[np.int32]) -> None:
-        """Refuse NaN and infinity in ``actions`` (b, A), whose rows belong to ``env_ids`` (b,)."""
+    def _check_actions(self, actions: NDArray[np.floating[Any]], env_ids: NDArray[np.int32]) -> None:
+        """Refuse NaN, infinity and what is no index in ``actions`` (b, A), whose rows belong to ``env_ids`` (b,)."""
         finite = np.isfinite(actions)
         if np.count_nonzero(finite) < finite.size:  # three times as fast as finite.all() on a few hundred numbers
             bad = env_ids[~finite.all(axis=1)].tolist()
             raise NonFiniteError(f"{self._name()}: actions of environments {bad} are not finite; nothing was stepped")
+        if count := self.spec.num_actions:
+            wrong = (actions < 0) | (actions >= count) | (actions != np.floor(actions))
+            if wrong.any():
+                raise ShapeError(
+                    f"{self._name()}: actions must be indices 0 ... {count - 1}, got {float(actions[wrong][0])!r} of "
+                    f"environment {env_ids[wrong[:, 0]][0]}; nothing was stepped"
+                )
 
 
 _live: weakref.WeakSet[CheckedEnv] = weakref.WeakSet()

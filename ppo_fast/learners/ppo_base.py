@@ -76,7 +76,8 @@ class PPOLearner(ABC):
         The KL rule: after each epoch, a mean KL over that epoch's valid rows above ``target_kl`` ends the update.
 
         Raises:
-            ShapeError: an array of the rollout is not as ``cfg`` and the model say.
+            ShapeError: an array of the rollout is not as ``cfg`` and the model say, or an action of a valid row is no
+                index of a categorical policy.
         """
         batch = self._stage(rollout)
         stats = []
@@ -139,6 +140,11 @@ class PPOLearner(ABC):
         for name in ("log_probs", "advantages", "returns", "values"):
             check(name, "(T, N)", steps, envs)
         check("valid", "(T, N)", steps, envs, dtype=BOOL)
+        if count := self.model.num_actions:
+            chosen = rollout.actions[rollout.valid]
+            wrong = ~((chosen >= 0) & (chosen < count) & (chosen == np.floor(chosen)))  # NaN too
+            if wrong.any():
+                raise ShapeError(f"actions must be indices 0 ... {count - 1}, got {float(chosen[wrong][0])!r}")
 
     def _mean_kl(self, stats: Tensor) -> float:
         sums = stats.tolist()

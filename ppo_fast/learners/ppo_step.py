@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppo_fast.models import ActorCritic, gaussian_entropy, gaussian_log_prob
+from ppo_fast.models import ActorCritic
 
 ADAM_BETAS = (0.9, 0.999)  # Kingma & Ba, arXiv:1412.6980, §2
 ADV_EPS = 1e-8
@@ -88,20 +88,20 @@ def ppo_loss(
         # Differs from CleanRL: the population standard deviation, so that one valid row gives 0 and not NaN.
         advantages = centred / (mean(centred * centred).sqrt() + ADV_EPS)
 
-    new_log_probs = gaussian_log_prob(model.mean(params, mb.norm_obs), params.log_std, mb.actions)
-    log_ratio = (new_log_probs - mb.log_probs).masked_fill(is_dummy, 0.0)
+    head, values = model.forward(params, mb.norm_obs)
+    policy = model.policy(head, params.log_std)
+    log_ratio = (policy.log_prob(mb.actions) - mb.log_probs).masked_fill(is_dummy, 0.0)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - hp.clip_coef, 1.0 + hp.clip_coef)
     policy_loss = mean(torch.maximum(-advantages * ratio, -advantages * clipped))
 
-    values = model.value(params, mb.norm_obs)
     value_error = (values - mb.returns) ** 2
     if hp.clip_vloss:
         near = mb.values + (values - mb.values).clamp(-hp.clip_coef, hp.clip_coef)
         value_error = torch.maximum(value_error, (near - mb.returns) ** 2)
     value_loss = 0.5 * mean(value_error)
 
-    entropy = gaussian_entropy(params.log_std)
+    entropy = mean(policy.entropy()) if model.num_actions else policy.entropy()
     loss = policy_loss + hp.vf_coef * value_loss - hp.ent_coef * entropy
     with torch.no_grad():
         count = mb.valid.sum()

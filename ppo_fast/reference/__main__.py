@@ -57,13 +57,14 @@ def check_numbers(s: Settings) -> None:
         require(0 <= getattr(s, name) <= 1, name, "in [0, 1]")
     require(s.target_kl is None or 0 < s.target_kl < math.inf, "target_kl", "a finite number above 0, or unset")
     require(math.isfinite(s.log_std_init), "log_std_init", "finite")
+    require(len(s.hidden_sizes) >= 1 and min(s.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
     batch = s.num_envs * s.num_steps
     if batch % s.minibatch_size:
         raise ConfigError(f"minibatch_size must divide num_envs * num_steps = {batch}, got {s.minibatch_size}")
 
 
 def check_env(env_id: str) -> None:
-    """Raise EnvError for an environment that is unknown, cannot be made, or has other spaces than vectors of floats."""
+    """Raise EnvError for an environment that is unknown, cannot be made, or has spaces that are not supported."""
     if ":" not in env_id and env_id not in gymnasium.registry:  # 'module:Name-v0' is registered by its module
         raise EnvError(f"unknown environment {env_id!r}{did_you_mean(env_id, gymnasium.registry)}")
     try:
@@ -73,10 +74,13 @@ def check_env(env_id: str) -> None:
         raise EnvError(f"{env_id}: Gymnasium cannot make it: {reason}") from error
     env.close()
     for role, space in (("observation", env.observation_space), ("action", env.action_space)):
+        if role == "action" and isinstance(space, gymnasium.spaces.Discrete):
+            continue
         is_box = isinstance(space, gymnasium.spaces.Box)
         if not is_box or len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
+            allowed = "a one-dim. float Box" + " or Discrete" * (role == "action")
             shown = " ".join(str(space).split())
-            raise EnvError(f"{env_id}: its {role} space {shown} is not supported; allowed is a one-dim. float Box")
+            raise EnvError(f"{env_id}: its {role} space {shown} is not supported; allowed is {allowed}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The PPO losses, one function per formula of the notebook, in torch so that autograd differentiates them.
 
-M rows that count (reset rows have been dropped before) · A actions. Works in float32 and float64 alike.
+M rows that count (reset rows have been dropped before) · A actions at once · K actions to choose one from.
+Works in float32 and float64 alike.
 """
 
 from __future__ import annotations
@@ -32,6 +33,33 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
 def gaussian_entropy(log_std: Tensor) -> Tensor:
     """Compute the entropy of a diagonal Gaussian, H = Σ_i [ log σ_i + ½ log 2πe ], a scalar."""
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+
+
+def categorical_log_prob(logits: Tensor, index: Tensor) -> Tensor:
+    """Compute log π(a|s) of a choice among K actions.
+
+        π(a|s) = exp l_a / Σ_k exp l_k,   log π(a|s) = l_a − log Σ_k exp l_k
+
+    Args:
+        logits: (M, K) l(s).
+        index: (M,) int64, which action was chosen.
+
+    Returns:
+        (M,).
+
+    Source: Sutton & Barto, Reinforcement Learning, 2nd ed., eq. 13.2; Williams, Machine Learning 8 (1992) 229.
+    """
+    rows = torch.arange(len(index))
+    return logits[rows, index] - torch.logsumexp(logits, dim=1)
+
+
+def categorical_entropy(logits: Tensor) -> Tensor:
+    """Compute H(s) = −Σ_k p_k log p_k, p = softmax(l), in each state, (M,).
+
+    Source: Shannon, Bell System Technical Journal 27 (1948) 379; as a bonus: Mnih et al., arXiv:1602.01783, §4.
+    """
+    log_probs = logits - torch.logsumexp(logits, dim=1, keepdim=True)
+    return -(torch.exp(log_probs) * log_probs).sum(dim=1)
 
 
 def normalize_advantages(advantages: Tensor) -> Tensor:

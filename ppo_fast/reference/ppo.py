@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from . import losses
 from .advantage import gae
 from .moments import update_moments
-from .rng import env_seeds, normals
+from .policy import ActorCritic
+from .rng import env_seeds
 from .shuffle import permutation
 
 Array = npt.NDArray[Any]
@@ -52,30 +53,9 @@ class Settings:
     max_grad_norm: float = 0.5
     target_kl: float | None = None
     log_std_init: float = -0.5
-
-
-class ActorCritic(nn.Module):
-    """Two separate networks of two tanh layers of 64: the mean of the policy, and the value."""
-
-    def __init__(self, obs_dim: int, act_dim: int, log_std_init: float, seed: int) -> None:
-        super().__init__()
-        self.actor = mlp(obs_dim, act_dim)
-        self.critic = mlp(obs_dim, 1)
-        self.log_std = nn.Parameter(torch.full((act_dim,), log_std_init))
-        generator = torch.Generator().manual_seed(seed)
-        for network, last_gain in ((self.actor, 0.01), (self.critic, 1.0)):
-            linears = [layer for layer in network if isinstance(layer, nn.Linear)]
-            for layer in linears:
-                gain = last_gain if layer is linears[-1] else np.sqrt(2)
-                nn.init.orthogonal_(layer.weight, gain, generator=generator)
-                nn.init.zeros_(layer.bias)
-
-
-def mlp(n_in: int, n_out: int, hidden: int = 64) -> nn.Sequential:
-    """Build a network with two hidden tanh layers."""
-    return nn.Sequential(
-        nn.Linear(n_in, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, n_out)
-    )
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    shared_trunk: bool = False
 
 
 class RunningNormalizer:
@@ -107,10 +87,15 @@ class PPO:
         self.settings = s = settings
         self.envs = gymnasium.make_vec(s.env, s.num_envs, vectorization_mode="sync")  # next-step autoreset
         space = self.envs.single_action_space
-        self.obs_dim, self.act_dim = self.envs.single_observation_space.shape[0], space.shape[0]
-        self.action_low, self.action_high = space.low.astype(np.float64), space.high.astype(np.float64)
+        self.obs_dim = self.envs.single_observation_space.shape[0]
+        self.num_actions = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else 0
+        self.act_dim = 1 if self.num_actions else space.shape[0]
+        self.action_space = space
 
-        self.net = ActorCritic(self.obs_dim, self.act_dim, s.log_std_init, s.seed)
+        self.net = ActorCritic(
+            self.obs_dim, self.act_dim, s.log_std_init, s.seed, hidden_sizes=s.hidden_sizes, activation=s.activation,
+            shared_trunk=s.shared_trunk, num_actions=self.num_actions,
+        )  # fmt: skip
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=s.learning_rate, eps=1e-5)
         self.obs_normalizer = RunningNormalizer(self.obs_dim)
         self.return_normalizer = RunningNormalizer(1)
@@ -133,11 +118,9 @@ class PPO:
         rows: dict[str, list[Array]] = defaultdict(list)
         for _ in range(s.num_steps):
             norm_obs = self.obs_normalizer(self.obs)
-            x = torch.from_numpy(norm_obs)
-            mean, value = self.net.actor(x), self.net.critic(x)[:, 0]
-            noise = normals(s.seed, np.arange(s.num_envs), np.full(s.num_envs, self.steps_done), self.act_dim)
-            action = mean + torch.exp(self.net.log_std) * torch.from_numpy(noise.astype(np.float32))
-            log_prob = losses.gaussian_log_prob(mean, self.net.log_std, action)
+            head, value = self.net(torch.from_numpy(norm_obs))
+            action = self.net.sample(head, s.seed, self.steps_done)
+            log_prob = self.net.log_prob(head, action)
 
             valid = ~self.just_ended
             next_obs, reward, terminated, truncated, _ = self.envs.step(self.to_env(action.numpy()))
@@ -153,16 +136,19 @@ class PPO:
             self.obs, self.just_ended = next_obs, done
             self.steps_done += 1
         # After an end at t the observation at t+1 is that episode's true last one, so one more value closes every gap.
-        rows["values"].append(self.net.critic(torch.from_numpy(self.obs_normalizer(self.obs)))[:, 0].numpy())
+        rows["values"].append(self.net(torch.from_numpy(self.obs_normalizer(self.obs)))[1].numpy())
         batch = {key: np.stack(value_t) for key, value_t in rows.items()}
         self.env_steps += int(batch["valid"].sum())
         return batch
 
     def to_env(self, action: Array) -> Array:
-        """Clip to [-1, 1] and stretch to the range of the environment."""
+        """Clip to [-1, 1] and stretch to the range of the environment; or name the action of this index."""
+        if self.num_actions:
+            return action[..., 0].astype(np.int64) + int(self.action_space.start)
+        low, high = self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)
         unit = (np.clip(action.astype(np.float64), -1, 1) + 1) / 2
-        action_env: Array = self.action_low + unit * (self.action_high - self.action_low)
-        return action_env.astype(np.float32)
+        stretched: Array = low + unit * (high - low)
+        return stretched.astype(np.float32)
 
     def count_episodes(self, reward: Array, done: Array, valid: Array) -> None:
         """Add up the raw rewards of each episode."""
@@ -233,12 +219,12 @@ class PPO:
     def loss(self, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute −L^CLIP + vf_coef · L^VF − ent_coef · H and the mean KL, on rows that all count."""
         s = self.settings
-        log_probs = losses.gaussian_log_prob(self.net.actor(rows["norm_obs"]), self.net.log_std, rows["actions"])
-        log_ratio = log_probs - rows["log_probs"]
+        head, values = self.net(rows["norm_obs"])
+        log_ratio = self.net.log_prob(head, rows["actions"]) - rows["log_probs"]
         advantages = losses.normalize_advantages(rows["advantages"])
         objective = losses.clipped_surrogate(torch.exp(log_ratio), advantages, s.clip_coef)
-        value = losses.value_loss(self.net.critic(rows["norm_obs"])[:, 0], rows["returns"])
-        loss = -objective + s.vf_coef * value - s.ent_coef * losses.gaussian_entropy(self.net.log_std)
+        value = losses.value_loss(values, rows["returns"])
+        loss = -objective + s.vf_coef * value - s.ent_coef * self.net.entropy(head)
         return loss, losses.approx_kl(log_ratio.detach())
 
     # --- repeat ------------------------------------------------------------------------------------------------------
@@ -273,15 +259,15 @@ class PPO:
 
     @torch.no_grad()
     def evaluate(self, episodes: int = 10) -> Array:
-        """Return the undiscounted returns of episodes with the mean action and frozen statistics."""
+        """Return the undiscounted returns of episodes with the most likely actions and frozen statistics."""
         env = gymnasium.make(self.settings.env)
         returns = np.zeros(episodes)
         for episode in range(episodes):
             obs, _ = env.reset(seed=int(env_seeds(self.settings.seed, episode, 1, purpose=1)[0]))
             done = False
             while not done:
-                mean = self.net.actor(torch.from_numpy(self.obs_normalizer(obs)))
-                obs, reward, terminated, truncated, _ = env.step(self.to_env(mean.numpy()))
+                head, _ = self.net(torch.from_numpy(self.obs_normalizer(obs)))
+                obs, reward, terminated, truncated, _ = env.step(self.to_env(self.net.mode(head).numpy()))
                 returns[episode] += float(reward)
                 done = terminated or truncated
         env.close()

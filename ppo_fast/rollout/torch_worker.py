@@ -14,7 +14,7 @@ from torch import Tensor
 from ppo_fast import kernels
 from ppo_fast.batch import Rollout
 from ppo_fast.envs.base import VectorEnv
-from ppo_fast.models import ActorCritic, gaussian_log_prob
+from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
 from ppo_fast.rollout.finite import check_finite
 from ppo_fast.timing import PhaseTimer
@@ -52,7 +52,7 @@ class RolloutWorker:
         n, d, a = env.num_envs, env.spec.obs_dim, env.spec.act_dim
         self.buffers = Rollout.allocate(num_steps, n, d, a)
         self.steps_done = 0  # per environment, reset rows included: half of the noise's key
-        self._means = np.zeros((num_steps, n, a), np.float32)
+        self._heads = np.zeros((num_steps, n, model.head_dim), np.float32)
         # MKL's last bit depends on the alignment of its input, and row t of an odd-sized buffer begins anywhere.
         self._norm_obs = torch.zeros(n, d)
         self._env_ids = np.tile(np.arange(n, dtype=np.int64), num_steps)
@@ -69,15 +69,15 @@ class RolloutWorker:
         """
         buf, timer = self.buffers, self.timer
         params = self.model.params(flat)
-        std = torch.exp(params.log_std)
+        log_std = params.log_std.cpu()
         noise = self._draw_noise()
         buf.obs[0] = buf.obs[-1]
         for t in range(self.num_steps):
             start = perf_counter()
             buf.norm_obs[t] = self.normalizer.normalize(buf.obs[t], out=self._norm_obs.numpy())
-            mean = self.model.mean(params, self._norm_obs.to(self.device))
-            self._means[t] = mean.cpu()
-            buf.actions[t] = (mean + std * self._tensor(noise[t])).cpu()
+            head = self.model.head(params, self._norm_obs.to(self.device)).cpu()
+            self._heads[t] = head
+            buf.actions[t] = self.model.policy(head, log_std).sample(noise[t])
             acted = perf_counter()
             self.env.step(
                 buf.actions[t], buf.obs[t + 1], buf.rewards[t], buf.terminated[t], buf.truncated[t], buf.valid[t]
@@ -92,16 +92,17 @@ class RolloutWorker:
             self.normalizer.normalize(buf.obs[-1], out=buf.norm_obs[-1])
             rows = self._tensor(buf.norm_obs.reshape(-1, self.model.obs_dim))
             buf.values_all.reshape(-1)[:] = self.model.value(params, rows).cpu()
-            buf.log_probs[:] = gaussian_log_prob(
-                torch.from_numpy(self._means), params.log_std.cpu(), torch.from_numpy(buf.actions)
-            )
+            policy = self.model.policy(torch.from_numpy(self._heads), log_std)
+            buf.log_probs[:] = policy.log_prob(torch.from_numpy(buf.actions))
         return buf
 
-    def _draw_noise(self) -> np.ndarray:
+    def _draw_noise(self) -> Tensor:
+        """Return the (T, N, A) float64 numbers that the policy's samples are made of."""
         t, n = self.num_steps, self.env.num_envs
         steps = np.repeat(np.arange(self.steps_done, self.steps_done + t, dtype=np.int64), n)
-        kernels.normals(self._env_ids, steps, self.model.act_dim, seed=self.seed, out=self._noise)
-        return self._noise.astype(np.float32).reshape(t, n, -1)
+        draw = kernels.uniforms if self.model.num_actions else kernels.normals
+        draw(self._env_ids, steps, self.model.act_dim, seed=self.seed, out=self._noise)
+        return torch.from_numpy(self._noise).reshape(t, n, -1)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)

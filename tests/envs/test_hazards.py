@@ -370,7 +370,7 @@ class Odd(gymnasium.Env[Any, Any]):
 
 FLAT = spaces.Box(-1.0, 1.0, (3,))
 ODD = {
-    "Discrete": (FLAT, spaces.Discrete(3), "action"),
+    "DiscreteObservation": (spaces.Discrete(3), FLAT, "observation"),
     "MultiDiscrete": (FLAT, spaces.MultiDiscrete([2, 3]), "action"),
     "IntegerAction": (FLAT, spaces.Box(0, 3, (2,), np.int64), "action"),
     "MatrixAction": (FLAT, spaces.Box(-1.0, 1.0, (2, 2)), "action"),
