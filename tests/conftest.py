@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -48,6 +49,26 @@ def pytest_report_header() -> list[str]:
     except BackendError as err:
         lines = [f"ppo_fast kernels: {err}"]
     return lines + [f"  no {name}: {reason}" for name, reason in kernels.why_not().items()]
+
+
+@pytest.fixture(scope="session", params=["torch", "native"])
+def stack(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return the options of a run whose actor and learner are both torch's, then both native."""
+    if request.param == "torch":
+        return {"actor": "torch", "learner": "torch", "update": "eager"}
+    request.getfixturevalue("native_core")
+    return {"actor": "native", "learner": "native", "update": "auto"}
+
+
+@pytest.fixture(scope="session")
+def native_core(request: pytest.FixtureRequest) -> None:
+    """Skip, or fail if the core is required, where there is no native actor and learner."""
+    from ppo_fast import native  # brings torch, which the tests of the kernels do without
+    from ppo_fast.models import ActorCritic
+
+    if reason := native.lacks(ActorCritic(1, 1)):
+        give_up = pytest.fail if "cpp" in required_backends(request.config) else pytest.skip
+        give_up(f"no native actor and learner: {reason}")
 
 
 @pytest.fixture(params=BACKENDS)

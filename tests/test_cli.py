@@ -35,7 +35,7 @@ Command = Callable[..., Outcome]
 FLAGS = """
     --env --preset --total-timesteps --seed --run-dir --resume
     --num-envs --env-backend --env-threads --vectorization
-    --device --learner --update --kernels --torch-threads
+    --device --actor --learner --learner-threads --update --kernels --torch-threads
     --num-steps --minibatch-size --update-epochs --learning-rate --anneal-lr --no-anneal-lr --adam-eps
     --gamma --gae-lambda --norm-adv --clip-coef --clip-vloss --no-clip-vloss --ent-coef --vf-coef
     --max-grad-norm --target-kl --hidden-sizes --shared-trunk --no-shared-trunk --activation --log-std-init
@@ -398,6 +398,7 @@ from ppo_fast.train import banner
 from ppo_fast.trainer import Trainer
 logging.basicConfig(level=logging.WARNING)
 options = {"env": "InvertedPendulum-v5", "num_envs": 4, "num_steps": 32, "minibatch_size": 4, "device": "cpu"}
+options["learner"] = "torch"
 trainer = Trainer(Config(**options, total_timesteps=10**8, run_dir="r"))  # far beyond where a compilation pays
 print(trainer.learner.mode)
 print(banner(trainer))
@@ -432,7 +433,8 @@ def test_a_real_run_tells_what_runs_how_far_it_is_and_where_its_results_are(tmp_
     assert banner["device"] == "cpu (asked: cpu)"
     assert banner["learner"] == "torch, update eager (asked for)"
     assert banner["kernels"].startswith("reference")  # --kernels beats PPO_FAST_BACKEND
-    assert re.match(r"torch 1, envpool [1-4]$", banner["threads"])
+    assert banner["actor"] == "native (the fastest on the CPU)"
+    assert re.match(r"torch 1, envpool [1-4], learner 1$", banner["threads"])
     (run,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"InvertedPendulum-v5-fast-seed1-\d{8}-\d{6}", run.name)
     assert banner["run dir"] == f"runs/{run.name}"

@@ -22,7 +22,7 @@ import torch
 import training
 from hypothesis import strategies as st
 from torch import Tensor
-from training import TwoTimesRule
+from training import TwoTimesRule, one_thread  # noqa: F401
 
 from ppo_fast import kernels
 from ppo_fast.batch import Rollout
@@ -49,12 +49,7 @@ NO_CLIP = 1e30  # a bound on the gradient's norm that never binds
 FUSED = [level for level in LEVELS if level != "baseline"]
 
 
-@pytest.fixture(autouse=True)
-def core_is_there(request: pytest.FixtureRequest) -> None:
-    if reason := native.lacks(MODEL, CPU):
-        give_up = pytest.fail if "cpp" in request.config.getoption("--require-backends") else pytest.skip
-        give_up(f"no native learner: {reason}")
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("native_core", "one_thread")
 
 
 def make_config(**options: Any) -> Config:
@@ -519,7 +514,7 @@ def chosen(**options: Any) -> tuple[PPOLearner, str]:
 
 
 def test_auto_takes_the_native_learner_and_torch_where_its_ways_are_named() -> None:
-    assert isinstance(chosen()[0], TorchLearner)
+    assert isinstance(chosen()[0], NativeLearner)
     assert isinstance(chosen(learner="auto")[0], NativeLearner)
     learner, reason = chosen(learner="auto", update="eager")
     assert isinstance(learner, TorchLearner)

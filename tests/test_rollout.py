@@ -1,12 +1,14 @@
 """Collection: every field in its (t, env) slot, one policy and one set of statistics per rollout, carried over seams.
 
-Axes: T steps · N envs · D observation · A action. ``CountingEnv`` says in every observation and reward which
-environment and what time it is, so what a rollout must hold is known without running anything.
+Axes: T steps · N envs · D observation · A action. Both workers are held to it. ``CountingEnv`` says in every
+observation and reward which environment and what time it is, so what a rollout must hold is known beforehand.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,33 +18,49 @@ import training
 from fakes import BOTH, TERMINATES, TRUNCATES, CountingEnv
 from training import TwoTimesRule, one_thread  # noqa: F401
 
-from ppo_fast import envs
+from ppo_fast import envs, kernels
 from ppo_fast.batch import Rollout
-from ppo_fast.envs.base import VectorEnv
+from ppo_fast.envs.base import CheckedVectorEnv
 from ppo_fast.errors import NonFiniteError
 from ppo_fast.learners import torch_learner
+from ppo_fast.learners.native import NativeLearner
+from ppo_fast.learners.ppo_base import PPOLearner
 from ppo_fast.learners.ppo_step import STATS, Minibatch, Optimizer, ppo_loss
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
 from ppo_fast.reference import losses
 from ppo_fast.reference.rng import normals
-from ppo_fast.rollout import RolloutWorker
+from ppo_fast.rollout import NativeRolloutWorker, RolloutWorker, Worker
 from ppo_fast.timing import PhaseTimer
 
 LENGTHS = (5, 3, 1, 7)
 ENDINGS = (TERMINATES, TRUNCATES, BOTH)
 N = 6
+MakeWorker = Callable[..., Worker]
 STREAMS = ("obs", "actions", "log_probs", "rewards", "terminated", "truncated", "done", "valid")
 
 
-def make_worker(
-    env: VectorEnv, num_steps: int, *, model: ActorCritic | None = None, norm_obs: bool = False, seed: int = 1
-) -> RolloutWorker:
+def new_worker(
+    actor: str,
+    env: CheckedVectorEnv,
+    num_steps: int,
+    *,
+    model: ActorCritic | None = None,
+    norm_obs: bool = False,
+    seed: int = 1,
+) -> Worker:
     model = model or ActorCritic(env.spec.obs_dim, env.spec.act_dim, (3,), "relu")
     normalizer = ObsNormalizer(env.spec.obs_dim, clip=10.0, enabled=norm_obs)
-    return RolloutWorker(
-        env, model, normalizer, num_steps=num_steps, seed=seed, device=torch.device("cpu"), timer=PhaseTimer()
-    )
+    options: dict[str, Any] = {"num_steps": num_steps, "seed": seed, "timer": PhaseTimer()}
+    if actor == "native":
+        return NativeRolloutWorker(env, model, normalizer, **options)
+    return RolloutWorker(env, model, normalizer, device=torch.device("cpu"), **options)
+
+
+@pytest.fixture
+def make_worker(stack: dict[str, Any]) -> MakeWorker:
+    """The maker of workers of either kind."""
+    return functools.partial(new_worker, stack["actor"])
 
 
 def counting_env(num_envs: int = N, **options: Any) -> CountingEnv:
@@ -84,7 +102,9 @@ def copies(rollout: Rollout) -> dict[str, np.ndarray]:
 # Slots
 
 
-def test_every_field_lands_in_its_step_and_environment_and_crosses_the_seam_between_rollouts() -> None:
+def test_every_field_lands_in_its_step_and_environment_and_crosses_the_seam_between_rollouts(
+    make_worker: MakeWorker,
+) -> None:
     env = counting_env()
     worker = make_worker(env, 7)
     flat = torch.zeros(worker.model.num_params)
@@ -100,7 +120,7 @@ def test_every_field_lands_in_its_step_and_environment_and_crosses_the_seam_betw
         assert (np.abs(rollout.actions) > 1).any()
 
 
-def test_actions_are_mean_plus_std_times_the_noise_of_seed_environment_and_step() -> None:
+def test_actions_are_mean_plus_std_times_the_noise_of_seed_environment_and_step(make_worker: MakeWorker) -> None:
     worker = make_worker(counting_env(), 5, seed=9)
     flat = torch.zeros(worker.model.num_params)  # μ = 0, σ = 1: the action is the noise
     parts = worker.model.unflatten(flat)
@@ -117,7 +137,7 @@ def test_actions_are_mean_plus_std_times_the_noise_of_seed_environment_and_step(
     np.testing.assert_allclose(actions[0], [0.5, -2.0] + 0.25 * noise, rtol=0, atol=4 * 4 * 2.0**-24)
 
 
-def test_mean_sees_the_observation_of_its_own_step() -> None:
+def test_mean_sees_the_observation_of_its_own_step(make_worker: MakeWorker) -> None:
     worker = make_worker(counting_env(), 6)
     flat = torch.zeros(worker.model.num_params)
     parts = worker.model.unflatten(flat)
@@ -130,7 +150,7 @@ def test_mean_sees_the_observation_of_its_own_step() -> None:
     np.testing.assert_array_equal(rollout.actions[..., 0][large], expected[large])
 
 
-def test_two_short_rollouts_are_one_long_one() -> None:
+def test_two_short_rollouts_are_one_long_one(make_worker: MakeWorker) -> None:
     for make in (
         counting_env,
         lambda: envs.make("Hopper-v5", N, seed=3, backend="gymnasium"),
@@ -150,7 +170,7 @@ def test_two_short_rollouts_are_one_long_one() -> None:
 
 
 @pytest.mark.parametrize("env_backend", ["gymnasium", "auto"])
-def test_row_after_a_done_is_invalid_and_across_rollouts_too(env_backend: str) -> None:
+def test_row_after_a_done_is_invalid_and_across_rollouts_too(make_worker: MakeWorker, env_backend: str) -> None:
     env = envs.make("Hopper-v5", 4, seed=1, backend=env_backend)
     worker = make_worker(env, 25, model=ActorCritic(11, 3))
     flat = worker.model.init(1, 0.5)
@@ -180,7 +200,7 @@ def value_that_reads_the_observation(model: ActorCritic) -> torch.Tensor:
     return flat
 
 
-def test_values_are_those_of_the_observations_and_next_values_of_the_true_final_ones() -> None:
+def test_values_are_those_of_the_observations_and_next_values_of_the_true_final_ones(make_worker: MakeWorker) -> None:
     worker = make_worker(counting_env(), 11)
     flat = value_that_reads_the_observation(worker.model)
     met = 0
@@ -199,7 +219,7 @@ def test_values_are_those_of_the_observations_and_next_values_of_the_true_final_
     assert met  # an end by time limit in the last row of a rollout was among them
 
 
-def test_values_and_next_values_are_contiguous_views_of_one_buffer() -> None:
+def test_values_and_next_values_are_contiguous_views_of_one_buffer(make_worker: MakeWorker) -> None:
     rollout = make_worker(counting_env(), 4).buffers
     for view in (rollout.values, rollout.next_values):
         assert view.flags.c_contiguous
@@ -209,7 +229,7 @@ def test_values_and_next_values_are_contiguous_views_of_one_buffer() -> None:
 # Log-probabilities
 
 
-def test_log_probs_are_those_of_the_unclipped_actions() -> None:
+def test_log_probs_are_those_of_the_unclipped_actions(make_worker: MakeWorker) -> None:
     model = ActorCritic(11, 3)
     env = envs.make("Hopper-v5", 8, seed=2)
     worker = make_worker(env, 32, model=model, norm_obs=True)
@@ -237,12 +257,23 @@ def test_log_probs_are_those_of_the_unclipped_actions() -> None:
 # Frozen statistics: the first ratio is 1
 
 
+def native_ratios(learner: NativeLearner, batch: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Return the ratio of each of these rows as the core computes it, exactly: minus the loss under an advantage of 1.
+
+    From 1 + clip_coef on it is the clipped one.
+    """
+    ones = {**batch, "advantages": np.ones_like(batch["advantages"])}
+    assert not learner.hp.norm_adv_minibatch
+    sums = [learner.gradient(ones, np.array([row]))[1] for row in rows]
+    return -np.array([float(s[STATS.index("policy_loss")]) for s in sums])
+
+
 @pytest.fixture
 def first_minibatches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
     """Record (max |ratio - 1|, |approx_kl|) of the first minibatch of every update, before its step."""
     seen: list[tuple[float, float]] = []
     pending = [True]
-    step, update = torch_learner.minibatch_step, torch_learner.TorchLearner.update
+    step, update = torch_learner.minibatch_step, PPOLearner.update
 
     def spy(model: ActorCritic, hp: Any, compiled: bool, opt: Optimizer, scalars: torch.Tensor, mb: Minibatch) -> None:
         if pending[0]:
@@ -257,33 +288,60 @@ def first_minibatches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, floa
 
     def begin(self: Any, rollout: Rollout) -> Any:
         pending[0] = True
+        if isinstance(self, NativeLearner):
+            batch, cfg = self._stage(rollout), self.cfg
+            first = kernels.permutation(cfg.batch_size, seed=cfg.seed, stream=self.epochs_done)[: cfg.minibatch_size]
+            _, sums = self.gradient(batch, first)
+            ratios = native_ratios(self, batch, first[batch["valid"][first] > 0])
+            assert len(ratios) == sums[STATS.index("rows")]
+            seen.append((float(np.abs(ratios - 1).max()), abs(float(sums[STATS.index("approx_kl")])) / len(ratios)))
         return update(self, rollout)
 
     monkeypatch.setattr(torch_learner, "minibatch_step", spy)
-    monkeypatch.setattr(torch_learner.TorchLearner, "update", begin)
+    monkeypatch.setattr(PPOLearner, "update", begin)
     return seen
 
 
-RATIO_RUN: dict[str, Any] = {"total_timesteps": 3000, "learning_rate": 3e-3, "anneal_lr": False}
+RATIO_RUN: dict[str, Any] = {
+    "total_timesteps": 3000, "learning_rate": 3e-3, "anneal_lr": False, "norm_adv": "batch"
+}  # fmt: skip
+WORKERS: dict[str, Any] = {"torch": RolloutWorker, "native": NativeRolloutWorker}
 
 
 @pytest.mark.parametrize("env", ["Hopper-v5", "Ant-v5"])
 def test_first_ratio_is_one_although_the_statistics_move_in_every_iteration(
-    tmp_path: Any, env: str, first_minibatches: list[tuple[float, float]]
+    tmp_path: Any, stack: dict[str, Any], env: str, first_minibatches: list[tuple[float, float]]
 ) -> None:
-    run = training.train(training.config(tmp_path / "run", env=env, **RATIO_RUN))
+    run = training.train(training.config(tmp_path / "run", env=env, **RATIO_RUN, **stack))
     assert len(first_minibatches) == len(run.rows) >= 10
     assert min(row["approx_kl"] for row in run.rows) > 1e-4  # the policy did move within each update
-    assert max(ratio for ratio, _ in first_minibatches) <= 1e-5
+    exact = stack["actor"] == "native"  # actor and learner are the same code
+    assert max(ratio for ratio, _ in first_minibatches) <= (0 if exact else 1e-5)
+    assert max(kl for _, kl in first_minibatches) <= (0 if exact else 1e-8)
+
+
+@pytest.mark.parametrize(("actor", "learner"), [("native", "torch"), ("torch", "native")])
+@pytest.mark.usefixtures("native_core")
+def test_first_ratio_is_one_up_to_rounding_between_torch_and_the_core(
+    tmp_path: Any, actor: str, learner: str, first_minibatches: list[tuple[float, float]]
+) -> None:
+    options: dict[str, Any] = {"actor": actor, "learner": learner, "update": "auto", "env": "Ant-v5"}
+    run = training.train(training.config(tmp_path / "run", **RATIO_RUN, **options))
+    assert len(first_minibatches) == len(run.rows) >= 10
+    assert 0 < max(ratio for ratio, _ in first_minibatches) <= 1e-5
     assert max(kl for _, kl in first_minibatches) <= 1e-8
 
 
 def test_rows_normalised_by_other_statistics_than_were_acted_on_break_that(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, first_minibatches: list[tuple[float, float]]
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    stack: dict[str, Any],
+    first_minibatches: list[tuple[float, float]],
 ) -> None:
-    collect = RolloutWorker.collect
+    worker = WORKERS[stack["actor"]]
+    collect = worker.collect
 
-    def collect_and_normalise_anew(self: RolloutWorker, flat: torch.Tensor) -> Rollout:
+    def collect_and_normalise_anew(self: Worker, flat: torch.Tensor) -> Rollout:
         rollout = collect(self, flat)
         newer = ObsNormalizer(self.model.obs_dim, clip=10.0)
         newer.moments.load({name: array.copy() for name, array in self.normalizer.moments.state().items()})
@@ -291,14 +349,14 @@ def test_rows_normalised_by_other_statistics_than_were_acted_on_break_that(
         newer.normalize(rollout.obs, out=rollout.norm_obs)
         return rollout
 
-    monkeypatch.setattr(RolloutWorker, "collect", collect_and_normalise_anew)
-    training.train(training.config(tmp_path / "run", **RATIO_RUN))
+    monkeypatch.setattr(worker, "collect", collect_and_normalise_anew)
+    training.train(training.config(tmp_path / "run", **RATIO_RUN, **stack))
     assert len(first_minibatches) >= 10
     assert min(ratio for ratio, _ in first_minibatches) > 1e-5
     assert min(kl for _, kl in first_minibatches) > 1e-8
 
 
-def test_normalised_rows_are_those_that_were_acted_on() -> None:
+def test_normalised_rows_are_those_that_were_acted_on(make_worker: MakeWorker) -> None:
     # V reads the normalised observation; so do the means. Statistics change after the rollout, its rows must not.
     worker = make_worker(counting_env(), 9, norm_obs=True)
     flat = value_that_reads_the_observation(worker.model)
@@ -312,7 +370,7 @@ def test_normalised_rows_are_those_that_were_acted_on() -> None:
 # What must not get in
 
 
-def test_nan_reward_stops_collection_and_names_step_and_environment() -> None:
+def test_nan_reward_stops_collection_and_names_step_and_environment(make_worker: MakeWorker) -> None:
     worker = make_worker(counting_env(nan_reward_at=(9, 4)), 6)
     flat = torch.zeros(worker.model.num_params)
     worker.collect(flat)
@@ -320,23 +378,23 @@ def test_nan_reward_stops_collection_and_names_step_and_environment() -> None:
         worker.collect(flat)
 
 
-def test_nan_reward_of_a_reset_row_is_no_reward() -> None:
+def test_nan_reward_of_a_reset_row_is_no_reward(make_worker: MakeWorker) -> None:
     # Environment 2 has episodes of one step: its call 1 is a reset row.
     worker = make_worker(counting_env(nan_reward_at=(1, 2)), 6)
     rollout = worker.collect(torch.zeros(worker.model.num_params))
     np.testing.assert_array_equal(rollout.rewards, expected_streams(0, 6)["rewards"])
 
 
-def test_nan_policy_stops_before_the_environments_are_stepped() -> None:
+def test_nan_policy_stops_before_the_environments_are_stepped(make_worker: MakeWorker) -> None:
     env = counting_env()
     worker = make_worker(env, 6)
-    with pytest.raises(NonFiniteError, match="actions"):
+    with pytest.raises(NonFiniteError, match=r"action.* not finite"):
         worker.collect(torch.full((worker.model.num_params,), math.nan))
     assert not env.received
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_non_finite_observation_stops_collection(bad: float) -> None:
+def test_non_finite_observation_stops_collection(make_worker: MakeWorker, bad: float) -> None:
     class Breaking(CountingEnv):
         def _observe(self, obs: np.ndarray) -> None:
             super()._observe(obs)
@@ -349,7 +407,7 @@ def test_non_finite_observation_stops_collection(bad: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_non_finite_first_observation_stops_collection(bad: float) -> None:
+def test_non_finite_first_observation_stops_collection(make_worker: MakeWorker, bad: float) -> None:
     class Broken(CountingEnv):
         def _observe(self, obs: np.ndarray) -> None:
             super()._observe(obs)
@@ -362,7 +420,7 @@ def test_non_finite_first_observation_stops_collection(bad: float) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_large_finite_rewards_are_no_error() -> None:
+def test_large_finite_rewards_are_no_error(make_worker: MakeWorker) -> None:
     class Rich(CountingEnv):
         def _reward(self) -> np.ndarray:
             return np.full(self.num_envs, 3e38)  # finite in float32, though the sum of two is not
@@ -371,7 +429,7 @@ def test_large_finite_rewards_are_no_error() -> None:
     assert np.isfinite(worker.collect(torch.zeros(worker.model.num_params)).rewards).all()
 
 
-def test_phases_are_timed() -> None:
+def test_phases_are_timed(make_worker: MakeWorker) -> None:
     worker = make_worker(counting_env(), 3)
     worker.collect(torch.zeros(worker.model.num_params))
     assert {"act", "physics"} == set(worker.timer.take())

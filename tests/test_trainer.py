@@ -23,8 +23,8 @@ from ppo_fast import checkpoint, reference, trainer
 from ppo_fast.batch import Rollout
 from ppo_fast.errors import ConfigError, NonFiniteError
 from ppo_fast.evaluation import EpisodeStats, load_policy
-from ppo_fast.learners.torch_learner import TorchLearner
-from ppo_fast.rollout import RolloutWorker
+from ppo_fast.learners.ppo_base import PPOLearner
+from ppo_fast.rollout import NativeRolloutWorker, RolloutWorker, Worker
 from ppo_fast.trainer import Trainer
 
 PROMISED = {"env_steps", "wall_s", "sps", "episode_return", "episode_length", "approx_kl"}  # names that others build on
@@ -68,17 +68,17 @@ def learned_values(
 
 
 def test_constant_reward_under_a_time_limit_learns_the_value_without_the_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any]
 ) -> None:
     # A reward of 1 for ever: V = 1/(1 - γ) = 10 in every state, although every episode is cut after 10 steps. Each
     # iteration that fits its targets shrinks the error to γ (1 - λ)/(1 - γλ) = 0.31 of it or less, so 50 of them leave
     # what float32 and Adam leave: seeds 1 to 5 end within 1e-5; the bound is 1e-3.
-    values = learned_values(lambda n: ChainEnv(n, time_limit=10), tmp_path / "run", monkeypatch)
+    values = learned_values(lambda n: ChainEnv(n, time_limit=10), tmp_path / "run", monkeypatch, **stack)
     np.testing.assert_allclose(values, [10.0] * 4, rtol=0, atol=1e-3)
 
 
 def test_time_limit_taken_for_an_end_learns_a_value_that_is_wrong_by_half(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any]
 ) -> None:
     # The control arm. 33 steps are three episodes of 10 with their reset rows, so nothing is cut by the rollout's end.
     # With k = 1 ... 10 steps left, equally often in every state, the λ-return of a constant V is a_k + b_k V:
@@ -91,17 +91,17 @@ def test_time_limit_taken_for_an_end_learns_a_value_that_is_wrong_by_half(
     wrong = np.mean(a) / (1 - np.mean(b))
     assert wrong == pytest.approx(4.283, abs=5e-4)
     values = learned_values(
-        lambda n: CutIsAnEnd(n, time_limit=10), tmp_path / "run", monkeypatch, num_steps=33, minibatch_size=132
+        lambda n: CutIsAnEnd(n, time_limit=10), tmp_path / "run", monkeypatch, num_steps=33, minibatch_size=132, **stack
     )
     # The targets vary, and minibatches are samples of them: seeds 1 to 5 end within 0.005; the bound is 0.02.
     np.testing.assert_allclose(values, [wrong] * 4, rtol=0, atol=0.02)
 
 
 def test_true_ends_are_worth_nothing_with_a_time_limit_beside_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any]
 ) -> None:
     # A walk of 4 states that terminates, cut after 3 steps: V(s) = (1 - γ^(4-s))/(1 - γ) = 3.439, 2.71, 1.9, 1.
-    values = learned_values(lambda n: ChainEnv(n, time_limit=3, terminal=True), tmp_path / "run", monkeypatch)
+    values = learned_values(lambda n: ChainEnv(n, time_limit=3, terminal=True), tmp_path / "run", monkeypatch, **stack)
     np.testing.assert_allclose(values, [3.439, 2.71, 1.9, 1.0], rtol=0, atol=1e-3)
 
 
@@ -110,29 +110,30 @@ def test_true_ends_are_worth_nothing_with_a_time_limit_beside_them(
 
 @pytest.mark.parametrize("norm_adv", ["none", "batch", "minibatch"])
 def test_nan_in_reset_rows_changes_not_one_bit_of_a_whole_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm_adv: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any], norm_adv: str
 ) -> None:
     use_fake_envs(monkeypatch, counting_env)
-    options: dict[str, Any] = {"norm_adv": norm_adv, "clip_vloss": True, "total_timesteps": 1000}
+    options: dict[str, Any] = {"norm_adv": norm_adv, "clip_vloss": True, "total_timesteps": 1000, **stack}
     clean = training.train(config(tmp_path / "clean", **options))
 
-    collect, update, poisoned_rows = RolloutWorker.collect, TorchLearner.update, [0]
+    worker: Any = {"torch": RolloutWorker, "native": NativeRolloutWorker}[stack["actor"]]
+    collect, update, poisoned_rows = worker.collect, PPOLearner.update, [0]
 
-    def collect_poisoned(self: RolloutWorker, flat: torch.Tensor) -> Rollout:
+    def collect_poisoned(self: Worker, flat: torch.Tensor) -> Rollout:
         rollout = collect(self, flat)
         for array in (rollout.actions, rollout.log_probs, rollout.rewards):
             array[~rollout.valid] = np.nan
         return rollout
 
-    def update_poisoned(self: TorchLearner, rollout: Rollout) -> dict[str, float]:
+    def update_poisoned(self: PPOLearner, rollout: Rollout) -> dict[str, float]:
         # The NaN rewards have gone through scaling and GAE: they stand in the same rows, and in no other.
         for array in (rollout.scaled_rewards, rollout.advantages, rollout.returns):
             np.testing.assert_array_equal(np.isnan(array), ~rollout.valid)
         poisoned_rows[0] += int((~rollout.valid).sum())
         return update(self, rollout)
 
-    monkeypatch.setattr(RolloutWorker, "collect", collect_poisoned)
-    monkeypatch.setattr(TorchLearner, "update", update_poisoned)
+    monkeypatch.setattr(worker, "collect", collect_poisoned)
+    monkeypatch.setattr(PPOLearner, "update", update_poisoned)
     poisoned = training.train(config(tmp_path / "poisoned", **options))
     assert poisoned_rows[0] > 100
     assert poisoned.fingerprint() == clean.fingerprint()
@@ -230,26 +231,26 @@ def at_update(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], Rol
     """Record statistics, counters and rollout, copied, at the moment when each update begins."""
     seen: list[tuple[dict[str, Any], Rollout]] = []
     trainers: list[Trainer] = []
-    begin, update = Trainer._begin, TorchLearner.update
+    begin, update = Trainer._begin, PPOLearner.update
 
-    def remember(self: Trainer, env: Any) -> None:
+    def remember(self: Trainer) -> None:
         trainers.append(self)
-        begin(self, env)
+        begin(self)
 
-    def record(self: TorchLearner, rollout: Rollout) -> dict[str, float]:
+    def record(self: PPOLearner, rollout: Rollout) -> dict[str, float]:
         parts = {name: getattr(trainers[-1], name) for name in ("normalizer", "scaler", "state")}
         seen.append(copy.deepcopy((parts, rollout)))
         return update(self, rollout)
 
     monkeypatch.setattr(Trainer, "_begin", remember)
-    monkeypatch.setattr(TorchLearner, "update", record)
+    monkeypatch.setattr(PPOLearner, "update", record)
     return seen
 
 
 def test_observation_statistics_at_an_update_are_those_of_the_rollouts_before(
-    tmp_path: Path, at_update: list[tuple[dict[str, Any], Rollout]]
+    tmp_path: Path, stack: dict[str, Any], at_update: list[tuple[dict[str, Any], Rollout]]
 ) -> None:
-    training.train(config(tmp_path / "run"))
+    training.train(config(tmp_path / "run", **stack))
     assert len(at_update) >= 4
     for parts, rollout in at_update:
         assert parts["normalizer"].moments.count[0] == parts["state"].env_steps
@@ -257,9 +258,9 @@ def test_observation_statistics_at_an_update_are_those_of_the_rollouts_before(
 
 
 def test_rewards_are_scaled_by_statistics_that_include_their_own_rollout(
-    tmp_path: Path, at_update: list[tuple[dict[str, Any], Rollout]]
+    tmp_path: Path, stack: dict[str, Any], at_update: list[tuple[dict[str, Any], Rollout]]
 ) -> None:
-    training.train(config(tmp_path / "run"))
+    training.train(config(tmp_path / "run", **stack))
     for parts, rollout in at_update:
         assert parts["scaler"].moments.count[0] == parts["state"].env_steps + rollout.num_valid
         expected = parts["scaler"].scale(rollout.rewards, out=np.empty_like(rollout.rewards))
@@ -267,10 +268,13 @@ def test_rewards_are_scaled_by_statistics_that_include_their_own_rollout(
 
 
 def test_update_learns_from_the_reference_advantages_of_its_rollout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_update: list[tuple[dict[str, Any], Rollout]]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stack: dict[str, Any],
+    at_update: list[tuple[dict[str, Any], Rollout]],
 ) -> None:
     use_fake_envs(monkeypatch, counting_env)  # ends of all three kinds
-    training.train(config(tmp_path / "run", gamma=0.9, gae_lambda=0.7, learning_rate=1e-2))
+    training.train(config(tmp_path / "run", gamma=0.9, gae_lambda=0.7, learning_rate=1e-2, **stack))
     for _, rollout in at_update:
         values, next_values = rollout.values_all[:-1], rollout.values_all[1:]
         advantages, returns = reference.gae(
@@ -484,19 +488,44 @@ def test_nan_action_stops_the_run_with_a_report_and_nothing_takes_it_in(
         return noise
 
     monkeypatch.setattr(RolloutWorker, "_draw_noise", noisy)
-    subject, recorder, last = interrupted(config(tmp_path / "run", total_timesteps=5000), match=r"actions.*\[2\]")
+    cfg = config(tmp_path / "run", total_timesteps=5000, actor="torch")
+    subject, recorder, last = interrupted(cfg, match=r"actions.*\[2\]")
     assert len(recorder.rows) == 2
     assert state_of(subject) == last
     assert json.loads((tmp_path / "run" / "nonfinite.json").read_text())["arrays"]["actions"]["non_finite"] == 2
 
 
+def test_infinite_action_stops_the_run_of_either_actor_and_nothing_takes_it_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any]
+) -> None:
+    made = use_fake_envs(monkeypatch, counting_env)
+    worker: Any = {"torch": RolloutWorker, "native": NativeRolloutWorker}[stack["actor"]]
+    collect, calls = worker.collect, [0]
+
+    def explore_without_bounds(self: Worker, flat: torch.Tensor) -> Rollout:
+        calls[0] += 1
+        if calls[0] == 4:
+            flat = flat.clone()
+            self.model.unflatten(flat)["actor.log_std"][0] = 200.0  # e^200 is infinite in float32
+        return collect(self, flat)
+
+    monkeypatch.setattr(worker, "collect", explore_without_bounds)
+    cfg = config(tmp_path / "run", total_timesteps=5000, **stack)
+    subject, recorder, last = interrupted(cfg, match=r"action.*environment.*not finite")
+    assert len(recorder.rows) == 2
+    assert state_of(subject) == last
+    assert len(made[0].received) == 3 * 32  # the warm-up and two iterations
+    report = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert report["arrays"]["actions"]["non_finite"] == 8  # one component of each environment
+
+
 @pytest.mark.parametrize("what", ["a metric", "a parameter"])
 def test_non_finite_update_stops_the_run_before_it_is_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any], what: str
 ) -> None:
-    update, calls = TorchLearner.update, [0]
+    update, calls = PPOLearner.update, [0]
 
-    def diverge(self: TorchLearner, rollout: Rollout) -> dict[str, float]:
+    def diverge(self: PPOLearner, rollout: Rollout) -> dict[str, float]:
         metrics = update(self, rollout)
         calls[0] += 1
         if calls[0] == 3:
@@ -506,9 +535,9 @@ def test_non_finite_update_stops_the_run_before_it_is_saved(
                 self.flat[7] = math.nan
         return metrics
 
-    monkeypatch.setattr(TorchLearner, "update", diverge)
+    monkeypatch.setattr(PPOLearner, "update", diverge)
     match = "value_loss" if what == "a metric" else "parameters"
-    cfg = config(tmp_path / "run", total_timesteps=5000, checkpoint_every=1)
+    cfg = config(tmp_path / "run", total_timesteps=5000, checkpoint_every=1, **stack)
     _, recorder, _ = interrupted(cfg, match=match)
     assert len(recorder.rows) == 2
     saved = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
@@ -544,16 +573,16 @@ def kill_at(path: Path, iteration: int, **options: Any) -> tuple[Trainer, list[d
 RESUMED: dict[str, Any] = {"total_timesteps": 3000, "checkpoint_every": 700}
 
 
-def test_resumed_run_goes_on_with_counters_schedule_adam_and_statistics(tmp_path: Path) -> None:
+def test_resumed_run_goes_on_with_counters_schedule_adam_and_statistics(tmp_path: Path, stack: dict[str, Any]) -> None:
     path = tmp_path / "run"
-    _, before = kill_at(path, 8, **RESUMED)
+    _, before = kill_at(path, 8, **RESUMED, **stack)
     saved = checkpoint.load_newest(path / "checkpoints")
     at = saved.state["env_steps"]
     kept = [row for row in before if row["env_steps"] <= at]
     assert 0 < len(kept) < len(before)  # rows were written after the checkpoint
 
     recorder = Recorder()
-    subject = Trainer(config(path, resume="auto", **RESUMED), [recorder])
+    subject = Trainer(config(path, resume="auto", **RESUMED, **stack), [recorder])
     # Everything is as it was saved ...
     assert vars(subject.state) == {name: saved.state[name] for name in vars(subject.state)}
     assert subject.state.iteration == len(kept)
@@ -584,10 +613,10 @@ def test_resumed_run_goes_on_with_counters_schedule_adam_and_statistics(tmp_path
     assert steps == sorted(set(steps))
 
 
-def test_resumed_run_draws_new_noise_and_new_minibatch_orders(tmp_path: Path) -> None:
+def test_resumed_run_draws_new_noise_and_new_minibatch_orders(tmp_path: Path, stack: dict[str, Any]) -> None:
     path = tmp_path / "run"
-    kill_at(path, 8, **RESUMED)
-    subject = Trainer(config(path, resume="auto", **RESUMED))
+    kill_at(path, 8, **RESUMED, **stack)
+    subject = Trainer(config(path, resume="auto", **RESUMED, **stack))
     done = subject.state.iteration
     assert subject.state.worker_steps == 32 * (done + 1)
     subject.run()
