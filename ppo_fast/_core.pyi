@@ -1,5 +1,5 @@
-# Types of the compiled module (csrc/bindings.cpp, bind_learner.cpp). Only dtype, layout and sizes are checked there:
-# ppo_fast.kernels and ppo_fast.learners.native are the public doors.
+# Types of the compiled module (csrc/bind*.cpp). Only dtype, layout and sizes are checked there: ppo_fast.kernels,
+# ppo_fast.learners.native and ppo_fast.rollout are the doors.
 from typing import Any
 
 import numpy as np
@@ -38,14 +38,26 @@ def uniforms_into(
 def simd_level(asked: str = "") -> str: ...
 def simd_levels() -> list[str]: ...
 
-class PpoLearner:  # missing where the compiler is MSVC
+MAX_HIDDEN_LAYERS: int
+
+class Networks:  # this and what follows is missing where the compiler is MSVC
     def __init__(
         self,
         *,
         obs_dim: int,
         act_dim: int,
+        num_actions: int,
         hidden_sizes: list[int],
         activation: str,
+        shared_trunk: bool,
+    ) -> None: ...
+
+class PpoLearner:
+    def __init__(
+        self,
+        networks: Networks,
+        *,
+        max_batch: int,
         max_rows: int,
         clip_coef: float,
         clip_vloss: bool,
@@ -54,10 +66,13 @@ class PpoLearner:  # missing where the compiler is MSVC
         vf_coef: float,
         max_grad_norm: float,
         adam_eps: float,
+        threads: int,
         simd: str = "",
     ) -> None: ...
     @property
     def simd_level(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
     @property
     def num_params(self) -> int: ...
     @property
@@ -102,3 +117,56 @@ class PpoLearner:  # missing where the compiler is MSVC
         learning_rate: float,
         stats: npt.NDArray[np.float64],
     ) -> None: ...
+
+class PpoActor:
+    def __init__(
+        self,
+        networks: Networks,
+        *,
+        num_envs: int,
+        num_steps: int,
+        seed: int,
+        first_env: int,
+        normalize: bool,
+        clip_obs: float,
+        action_low: list[float],
+        half_range: list[float],
+        bounded: list[bool],
+        simd: str = "",
+    ) -> None: ...
+    @property
+    def simd_level(self) -> str: ...
+    @property
+    def remaining(self) -> int: ...
+    @property
+    def failed_env(self) -> int: ...
+    def load(
+        self, flat: npt.NDArray[np.float32], mean: npt.NDArray[np.float32], inv_std: npt.NDArray[np.float32]
+    ) -> None: ...
+    def begin(
+        self,
+        obs: npt.NDArray[np.float32],
+        norm_obs: npt.NDArray[np.float32],
+        actions: npt.NDArray[np.float32],
+        log_probs: npt.NDArray[np.float32],
+        values: npt.NDArray[np.float32],
+        rewards: npt.NDArray[np.float32],
+        terminated: npt.NDArray[np.bool_],
+        truncated: npt.NDArray[np.bool_],
+        valid: npt.NDArray[np.bool_],
+        *,
+        first_step: int,
+        out_env_ids: npt.NDArray[np.int32],
+        out_actions: npt.NDArray[np.float64],
+    ) -> int: ...
+    def receive(
+        self,
+        env_ids: npt.NDArray[np.int32],
+        obs: npt.NDArray[np.floating[Any]],
+        rewards: npt.NDArray[np.float32],
+        terminated: npt.NDArray[np.bool_],
+        truncated: npt.NDArray[np.bool_],
+        valid: npt.NDArray[np.bool_],
+        out_env_ids: npt.NDArray[np.int32],
+        out_actions: npt.NDArray[np.float64],
+    ) -> int: ...

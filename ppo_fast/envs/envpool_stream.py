@@ -29,6 +29,8 @@ _FIRST_SPARE = 2**30
 
 #: From how many environments per simulator thread stepping is asynchronous by default.
 ENVS_PER_THREAD = 4
+#: More rows than this save no time per row, and every one of a batch needs a spare.
+MAX_BATCH = 64
 
 
 def make_envpool_stream(
@@ -171,7 +173,7 @@ class EnvPoolStream(CheckedEnv):
 def default_batch_size(num_envs: int, num_threads: int) -> int:
     """Return how many rows to gather per batch; ``num_envs`` itself where the synchronous adapter is better.
 
-    Half of the environments, so that the other half keeps the threads busy meanwhile. With few environments per thread
-    there is too little left in flight for that.
+    Half of the environments, or fewer, so that the others keep the threads busy meanwhile. With few environments per
+    thread there is too little left in flight for that.
     """
-    return num_envs // 2 if num_envs >= ENVS_PER_THREAD * num_threads else num_envs
+    return min(num_envs // 2, MAX_BATCH) if num_envs >= ENVS_PER_THREAD * num_threads else num_envs

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -68,20 +71,28 @@ def make_worker(
     Raises:
         ConfigError, EnvError, BackendError: the environments or the actor cannot be had.
     """
-    make = envs.make_stream if actor == "native" else envs.make
-    env = make(
-        cfg.env,
-        cfg.num_envs,
-        seed=cfg.seed,
-        backend=cfg.env_backend,
-        num_threads=cfg.env_threads,
-        vectorization=cfg.vectorization,
-        purpose=purpose,
-    )
+    where: dict[str, Any] = {
+        "seed": cfg.seed,
+        "backend": cfg.env_backend,
+        "num_threads": cfg.env_threads,
+        "vectorization": cfg.vectorization,
+        "purpose": purpose,
+    }
+    common: dict[str, Any] = {"num_steps": cfg.num_steps, "seed": cfg.seed, "timer": timer}
+    if actor == "native":
+        stream = envs.make_stream(cfg.env, cfg.num_envs, **where)
+        with closed_on_error(stream):
+            return NativeRolloutWorker(stream, model, normalizer, **common)
+    env = envs.make(cfg.env, cfg.num_envs, **where)
+    with closed_on_error(env):
+        return RolloutWorker(env, model, normalizer, device=device, **common)
+
+
+@contextmanager
+def closed_on_error(env: envs.StreamEnv | envs.VectorEnv) -> Iterator[None]:
+    """Close ``env`` if the body fails."""
     try:
-        if actor == "native":
-            return NativeRolloutWorker(env, model, normalizer, num_steps=cfg.num_steps, seed=cfg.seed, timer=timer)
-        return RolloutWorker(env, model, normalizer, num_steps=cfg.num_steps, seed=cfg.seed, device=device, timer=timer)
+        yield
     except BaseException:
         env.close()
         raise

@@ -483,7 +483,10 @@ def test_seeds_of_spares_are_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("num_envs", "num_threads", "batch_size"),
-    [(64, 2, 32), (64, 16, 32), (64, 17, 64), (8, 2, 4), (7, 2, 7), (9, 2, 4), (4, 1, 2), (3, 1, 3), (1, 1, 1)],
+    [
+        *((64, 2, 32), (64, 16, 32), (64, 17, 64), (1024, 16, 64)),
+        *((8, 2, 4), (7, 2, 7), (9, 2, 4), (4, 1, 2), (3, 1, 3), (1, 1, 1)),
+    ],
 )
 def test_half_of_the_environments_where_there_are_four_per_thread(
     num_envs: int, num_threads: int, batch_size: int
