@@ -96,7 +96,8 @@ def evaluate(
 ) -> EpisodeStats:
     """Run ``episodes`` full episodes, one per environment, so that short ones are not favoured.
 
-    Actions are the most likely ones. The environments are their own: training is not disturbed, and the same seed gives the same episodes.
+    Actions are the most likely ones. The environments are their own: training is not disturbed, and the same seed gives
+    the same episodes.
 
     Raises:
         EnvError, ConfigError, BackendError: the environments cannot be made.
