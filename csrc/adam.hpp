@@ -44,11 +44,19 @@ inline void measure(State& s, std::size_t lanes, std::int64_t adam_step, const M
     const Share mine = my_units(s, lanes, me);
     for (std::size_t u = mine.begin; u < mine.end; ++u) {
         Unit& unit = s.units[u];
-        V partial[kFold / kLanes] = {};
-        for (std::size_t i = 0; i < unit.size; i += kLanes) {
-            const V g = load(s.grad + unit.offset + i);
-            V& sum = partial[i / kLanes % (kFold / kLanes)];
-            sum = fma(g, g, sum);
+        constexpr int kSums = kFold / kLanes;
+        V partial[kSums] = {};
+        const float* grad = s.grad + unit.offset;
+        std::size_t i = 0;
+        for (; i + kFold <= unit.size; i += kFold) {
+            for (int j = 0; j < kSums; ++j) {
+                const V g = load(grad + i + j * kLanes);
+                partial[j] = fma(g, g, partial[j]);
+            }
+        }
+        for (int j = 0; i < unit.size; i += kLanes, ++j) {
+            const V g = load(grad + i);
+            partial[j] = fma(g, g, partial[j]);
         }
         float sums[kFold];
         std::memcpy(sums, partial, sizeof sums);

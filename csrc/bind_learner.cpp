@@ -99,19 +99,18 @@ double step(PpoLearner& self, const Array<float>& grad, double learning_rate) {
     return self.step(from, learning_rate);
 }
 
-void epoch(PpoLearner& self, const Array<std::int64_t>& order, std::size_t minibatch, const Array<float>& norm_obs,
-           const Array<float>& actions, const Array<float>& log_probs, const Array<float>& advantages,
-           const Array<float>& returns, const Array<float>& values, const Array<float>& valid, double learning_rate,
-           Array<double>& stats) {
+std::size_t update(PpoLearner& self, const Array<float>& norm_obs, const Array<float>& actions,
+                   const Array<float>& log_probs, const Array<float>& advantages, const Array<float>& returns,
+                   const Array<float>& values, const Array<float>& valid, std::size_t minibatch, std::uint64_t seed,
+                   std::uint64_t first_stream, double learning_rate, double target_kl, Array<double>& stats) {
     const Rows rows = unpack_rows(self, norm_obs, actions, log_probs, advantages, returns, values, valid);
-    require(minibatch > 0 && minibatch <= self.max_rows() && size(order) % minibatch == 0 &&
-                size(order) <= self.max_batch() && size(stats) == kNumStats,
-            "order, minibatch or stats has the wrong length");
-    const std::int64_t* at = unpack_index(order, size(valid));
+    const std::size_t batch = size(valid), epochs = size(stats) / kNumStats;
+    require(minibatch > 0 && minibatch <= self.max_rows() && batch % minibatch == 0 && batch <= self.max_batch(),
+            "the batch or minibatch has the wrong length");
+    require(size(stats) == epochs * kNumStats, "stats must have shape (epochs, STATS)");
     double* sums = stats.mutable_data();
-    const std::size_t batch = size(order);
     const py::gil_scoped_release no_gil;
-    self.epoch(rows, at, batch, minibatch, learning_rate, sums);
+    return self.update(rows, batch, minibatch, epochs, seed, first_stream, learning_rate, target_kl, sums);
 }
 
 }  // namespace
@@ -146,10 +145,11 @@ void bind_learner(py::module_& module) {
              py::arg("returns").noconvert(), py::arg("values").noconvert(), py::arg("valid").noconvert(), py::kw_only(),
              py::arg("out").noconvert(), py::arg("stats").noconvert())
         .def("step", &step, py::arg("gradient").noconvert(), py::arg("learning_rate"))
-        .def("epoch", &epoch, py::arg("order").noconvert(), py::arg("minibatch"), py::arg("norm_obs").noconvert(),
-             py::arg("actions").noconvert(), py::arg("log_probs").noconvert(), py::arg("advantages").noconvert(),
-             py::arg("returns").noconvert(), py::arg("values").noconvert(), py::arg("valid").noconvert(), py::kw_only(),
-             py::arg("learning_rate"), py::arg("stats").noconvert());
+        .def("update", &update, py::arg("norm_obs").noconvert(), py::arg("actions").noconvert(),
+             py::arg("log_probs").noconvert(), py::arg("advantages").noconvert(), py::arg("returns").noconvert(),
+             py::arg("values").noconvert(), py::arg("valid").noconvert(), py::kw_only(), py::arg("minibatch"),
+             py::arg("seed"), py::arg("first_stream"), py::arg("learning_rate"), py::arg("target_kl"),
+             py::arg("stats").noconvert());
 }
 
 }  // namespace ppo_fast

@@ -1,5 +1,5 @@
 // The native learner: owns the memory that a SIMD level computes on, and the threads that do it. All memory is allocated at
-// construction.
+// construction, or by the first update.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 
 #include "layout.hpp"
 #include "ppo_state.hpp"
+#include "shuffle.hpp"
 #include "team.hpp"
 
 namespace ppo_fast {
@@ -63,7 +64,8 @@ class PpoLearner {
 
     // Writes the gradient (P,), adds to stats, returns the number of valid rows.
     std::size_t gradient(const Rows& rows, const std::int64_t* index, std::size_t n, float* out, double* stats) {
-        measured(stats, [&](const Me& me) { level_->gradient(state_, rows, index, n, me); });
+        team_->run([&](const Me& me) { level_->gradient(state_, rows, index, n, me); });
+        take_stats(stats);
         layout_.unpack(state_.grad, out);
         return state_.count[0];
     }
@@ -80,22 +82,45 @@ class PpoLearner {
         return norm;
     }
 
-    void epoch(const Rows& rows, const std::int64_t* order, std::size_t batch, std::size_t minibatch, double learning_rate,
-               double* stats) {
-        measured(stats,
-                 [&](const Me& me) { level_->epoch(state_, rows, order, batch, minibatch, learning_rate, me); });
+    // Up to `epochs` passes over the batch, pass e in the order permutation(batch, seed, first_stream + e); a mean KL over the
+    // valid rows of a pass above target_kl ends the update after it. Row e of stats gets the sums of pass e; returns their number.
+    std::size_t update(const Rows& rows, std::size_t batch, std::size_t minibatch, std::size_t epochs, std::uint64_t seed,
+                       std::uint64_t first_stream, double learning_rate, double target_kl, double* stats) {
+        orders_.resize(batch * epochs);
+        std::size_t made = 0;
+        bool stop = false;
+        team_->run([&](const Me& me) {
+            for (std::size_t e = me.thread; e < epochs; e += me.num_threads) {
+                permutation(orders_.data() + e * batch, batch, seed, first_stream + e);
+            }
+            meet(me);
+            for (std::size_t e = 0; e < epochs && !stop; ++e) {
+                level_->epoch(state_, rows, orders_.data() + e * batch, batch, minibatch, learning_rate, me);
+                if (me.thread == 0) {
+                    double* sums = stats + e * kNumStats;
+                    take_stats(sums);
+                    stop = sums[kApproxKl] > target_kl * std::max(sums[kRows], 1.0);
+                    made = e + 1;
+                }
+                meet(me);
+            }
+        });
+        return made;
     }
 
    private:
-    template <typename Work>
-    void measured(double* stats, Work work) {
-        for (Task& task : tasks_) {
-            std::fill_n(task.stats, kNumStats, 0.0);
+    static void meet(const Me& me) {
+        if (me.num_threads > 1) {
+            barrier(*me.team);
         }
-        team_->run(work);
-        for (const Task& task : tasks_) {  // in order, so that the sums are the same with any number of threads
+    }
+
+    // In order, so that the sums are the same with any number of threads.
+    void take_stats(double* stats) {
+        for (Task& task : tasks_) {
             for (std::size_t i = 0; i < kNumStats; ++i) {
                 stats[i] += task.stats[i];
+                task.stats[i] = 0.0;
             }
         }
     }
@@ -126,7 +151,7 @@ class PpoLearner {
     State state_{};
     std::vector<Task> tasks_;
     std::vector<Unit> units_;
-    std::vector<std::int64_t> index_;
+    std::vector<std::int64_t> index_, orders_;
     std::vector<std::size_t> counts_;
     Memory memory_;
     std::unique_ptr<Team, Dismiss> team_;

@@ -102,10 +102,8 @@ class PpoLearner:
         stats: npt.NDArray[np.float64],
     ) -> int: ...
     def step(self, gradient: npt.NDArray[np.float32], learning_rate: float) -> float: ...
-    def epoch(
+    def update(
         self,
-        order: npt.NDArray[np.int64],
-        minibatch: int,
         norm_obs: npt.NDArray[np.float32],
         actions: npt.NDArray[np.float32],
         log_probs: npt.NDArray[np.float32],
@@ -114,9 +112,13 @@ class PpoLearner:
         values: npt.NDArray[np.float32],
         valid: npt.NDArray[np.float32],
         *,
+        minibatch: int,
+        seed: int,
+        first_stream: int,
         learning_rate: float,
+        target_kl: float,
         stats: npt.NDArray[np.float64],
-    ) -> None: ...
+    ) -> int: ...
 
 class PpoActor:
     def __init__(

@@ -5,6 +5,7 @@ Axes: B rows · M rows of a minibatch · D observation · A action · P paramete
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -83,11 +84,20 @@ class NativeLearner(PPOLearner):
         """Pack the parameters into the core; they live there until :meth:`_end`."""
         self.core.load(self.flat.numpy(), self.exp_avg.numpy(), self.exp_avg_sq.numpy(), self.adam_steps)
 
-    def _epoch(self, batch: dict[str, Float32], order: Order) -> Tensor:
-        stats = np.zeros(len(STATS))
-        columns = [batch[name] for name in Minibatch._fields]
-        self.core.epoch(order, self.cfg.minibatch_size, *columns, learning_rate=self.learning_rate, stats=stats)
-        return torch.from_numpy(stats)
+    def _epochs(self, batch: dict[str, Float32]) -> Tensor:
+        cfg, stats = self.cfg, np.zeros((self.cfg.update_epochs, len(STATS)))
+        self._begin()
+        passes = self.core.update(
+            *[batch[name] for name in Minibatch._fields],
+            minibatch=cfg.minibatch_size,
+            seed=cfg.seed,
+            first_stream=self.epochs_done,
+            learning_rate=self.learning_rate,
+            target_kl=math.inf if cfg.target_kl is None else cfg.target_kl,
+            stats=stats,
+        )
+        self._end()
+        return torch.from_numpy(stats[:passes])
 
     def _end(self) -> None:
         self.core.save(self.flat.numpy(), self.exp_avg.numpy(), self.exp_avg_sq.numpy())

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppo_fast import kernels
 from ppo_fast.batch import Float32, Rollout
 from ppo_fast.config import Config
 from ppo_fast.errors import ShapeError
@@ -79,28 +78,20 @@ class PPOLearner(ABC):
             ShapeError: an array of the rollout is not as ``cfg`` and the model say, or an action of a valid row is no
                 index of a categorical policy.
         """
-        batch = self._stage(rollout)
-        stats = []
-        self._begin()
-        for _ in range(self.cfg.update_epochs):
-            order = kernels.permutation(self.cfg.batch_size, seed=self.cfg.seed, stream=self.epochs_done)
-            self.epochs_done += 1
-            stats.append(self._epoch(batch, order))
-            if self.cfg.target_kl is not None and self._mean_kl(stats[-1]) > self.cfg.target_kl:
-                break
-        self._end()
-        metrics = self._metrics(torch.stack(stats).sum(0))
+        stats = self._epochs(self._stage(rollout))
+        self.epochs_done += len(stats)
+        metrics = self._metrics(stats.sum(0))
         return {**metrics, "learning_rate": self.learning_rate, "epochs": float(len(stats))}
 
-    def _begin(self) -> None:  # noqa: B027 - a hook, not every learner needs it
-        """Prepare the first epoch of an update."""
-
     @abstractmethod
-    def _epoch(self, batch: dict[str, Float32], order: Order) -> Tensor:
-        """Step through the batch in minibatches of M rows in this order; return the sums that ``STATS`` names."""
+    def _epochs(self, batch: dict[str, Float32]) -> Tensor:
+        """Step through the batch in minibatches of M rows, ``update_epochs`` times or until the KL rule says stop.
 
-    def _end(self) -> None:  # noqa: B027
-        """Leave ``flat`` and the moments as the last epoch made them."""
+        Pass e takes the rows in the order ``permutation(B, seed, stream=epochs_done + e)``.
+
+        Returns:
+            (passes, len(STATS)), the sums that ``STATS`` names.
+        """
 
     def _stage(self, rollout: Rollout) -> dict[str, Float32]:
         """Flatten to (B, ...) and put 0 wherever a row does not count, before any arithmetic touches it."""
@@ -145,10 +136,6 @@ class PPOLearner(ABC):
             wrong = ~((chosen >= 0) & (chosen < count) & (chosen == np.floor(chosen)))  # NaN too
             if wrong.any():
                 raise ShapeError(f"actions must be indices 0 ... {count - 1}, got {float(chosen[wrong][0])!r}")
-
-    def _mean_kl(self, stats: Tensor) -> float:
-        sums = stats.tolist()
-        return float(sums[STATS.index("approx_kl")] / max(sums[STATS.index("rows")], 1.0))
 
     def _metrics(self, stats: Tensor) -> dict[str, float]:
         sums = dict(zip(STATS, stats.tolist(), strict=True))

@@ -52,6 +52,18 @@ class TorchLearner(PPOLearner):
         self._choose_mode()
 
     # --- the update --------------------------------------------------------------------------------------------------
+    def _epochs(self, batch: dict[str, Float32]) -> Tensor:
+        """Run the passes; waits for the device after each only with ``target_kl``."""
+        stats: list[Tensor] = []
+        while len(stats) < self.cfg.update_epochs:
+            stream = self.epochs_done + len(stats)
+            stats.append(
+                self._epoch(batch, kernels.permutation(self.cfg.batch_size, seed=self.cfg.seed, stream=stream))
+            )
+            if self.cfg.target_kl is not None and mean_kl(stats[-1]) > self.cfg.target_kl:
+                break
+        return torch.stack(stats)
+
     def _epoch(self, batch: dict[str, Float32], order: Order) -> Tensor:
         """Shuffle the batch once, then step through it in minibatches of M contiguous rows."""
         cfg = self.cfg
@@ -120,3 +132,9 @@ class TorchLearner(PPOLearner):
         b = self.cfg.batch_size
         widths = {"norm_obs": (b, self.model.obs_dim), "actions": (b, self.model.act_dim)}
         return {name: np.zeros(widths.get(name, (b,)), np.float32) for name in Minibatch._fields}
+
+
+def mean_kl(stats: Tensor) -> float:
+    """Return the mean KL over the valid rows of one pass, from the sums ``STATS``."""
+    sums = dict(zip(STATS, stats.tolist(), strict=True))
+    return float(sums["approx_kl"] / max(sums["rows"], 1.0))
