@@ -49,7 +49,11 @@ inline float sample_gaussian(const Acting& a, const float* mean, float* z, const
 inline float sample_categorical(const Acting& a, const float* logits, float* probs, double u, float* action) {
     const Weights c = categorical_weights(a.model, logits, probs);
     const std::size_t chosen = categorical_sample(a.model, probs, c.total, u);
-    *action = static_cast<float>(chosen);
+    bool finite = true;
+    for (std::size_t k = 0; k < a.model.num_actions; ++k) {
+        finite = finite && __builtin_isfinite(logits[k]);
+    }
+    *action = finite ? static_cast<float>(chosen) : __builtin_nanf("");  // so that it is noticed before it is acted on
     return (logits[chosen] - c.max) - c.log_total;
 }
 

@@ -56,12 +56,12 @@ class Policy:
 
         Raises:
             ShapeError: ``obs`` is neither (D,) nor (N, D).
-            NonFiniteError: a discrete action cannot be chosen, because a logit is NaN.
+            NonFiniteError: a discrete action cannot be chosen, because a logit is NaN or infinite.
         """
         mode = self.mode(np.atleast_2d(obs))
         if self.spec.num_actions:
             if np.isnan(mode).any():
-                raise NonFiniteError(f"{self.spec.env_id}: the policy's logits are NaN")
+                raise NonFiniteError(f"{self.spec.env_id}: the policy's logits are not finite")
             actions: NDArray[Any] = mode[:, 0].astype(np.int64) + self.spec.first_action
         else:
             actions = ActionRescaler(self.spec, len(mode))(mode).copy()

@@ -67,7 +67,7 @@ class Categorical(NamedTuple):
         return -(log_probs.exp() * log_probs).sum(-1)
 
     def mode(self) -> Tensor:
-        """Return the most likely action, the lowest index at a tie, (B, 1); NaN where a logit is."""
+        """Return the most likely action, the lowest index at a tie, (B, 1); NaN where a logit is not finite."""
         return self._or_nan(self.logits.argmax(-1, keepdim=True))
 
     def sample(self, noise: Tensor) -> Tensor:
@@ -75,15 +75,16 @@ class Categorical(NamedTuple):
 
             w_k = exp(l_k − max l),   c_k = w_0 + ... + w_k   (in this order),   a = #{k < K − 1 : c_k <= u c_{K−1}}
 
-        An action without weight is never chosen. NaN where a logit is, so that it is noticed before it is acted on.
+        An action without weight is never chosen. NaN where a logit is not finite, so that it is noticed before it is
+        acted on.
         """
         weights = torch.exp(self.logits - self.logits.amax(-1, keepdim=True))
         sums = torch.stack(list(itertools.accumulate(weights.unbind(-1))), -1).double()
         return self._or_nan((sums[..., :-1] <= noise * sums[..., -1:]).sum(-1, keepdim=True))
 
     def _or_nan(self, index: Tensor) -> Tensor:
-        is_nan = self.logits.isnan().any(-1, keepdim=True)
-        return index.to(self.logits.dtype).masked_fill(is_nan, torch.nan)
+        broken = ~self.logits.isfinite().all(-1, keepdim=True)
+        return index.to(self.logits.dtype).masked_fill(broken, torch.nan)
 
 
 class Params(NamedTuple):

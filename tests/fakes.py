@@ -36,6 +36,7 @@ class FakeVectorEnv(CheckedVectorEnv):
         max_episode_steps: the time limit that the spec declares.
         nan_reward_at: (index of the ``step`` call from 0, env): that reward becomes NaN.
         reset_row_reward: what the "simulator" says of a reset row.
+        num_actions: discrete actions to choose from, with ``act_dim`` 1 and infinite ``action_range``.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class FakeVectorEnv(CheckedVectorEnv):
         max_episode_steps: int | None = None,
         nan_reward_at: tuple[int, int] | None = None,
         reset_row_reward: float = -777.0,
+        num_actions: int = 0,
     ) -> None:
         low, high = (np.full(act_dim, bound, np.float64) for bound in action_range)
-        spec = EnvSpec(f"{type(self).__name__}-v0", "fake", obs_dim, act_dim, low, high, max_episode_steps)
+        spec = EnvSpec(f"{type(self).__name__}-v0", "fake", obs_dim, act_dim, low, high, max_episode_steps, num_actions)
         super().__init__(spec, num_envs)
         self.env_index = np.arange(num_envs)
         self.nan_reward_at = nan_reward_at

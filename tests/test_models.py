@@ -394,10 +394,11 @@ def test_choices_come_as_often_as_their_probabilities_say() -> None:
     assert chi_square < 4 + 5 * math.sqrt(2 * 4)  # five standard deviations of chi-square with 4 degrees of freedom
 
 
-@pytest.mark.parametrize("bad", [0, 1, 2])
-def test_a_logit_that_is_nan_gives_no_action(bad: int) -> None:
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_a_logit_that_is_not_finite_gives_no_action(where: int, bad: float) -> None:
     logits = torch.zeros(2, 3)
-    logits[1, bad] = math.nan
+    logits[1, where] = bad
     for actions in (
         Categorical(logits).mode(),
         Categorical(logits).sample(torch.full((2, 1), 0.9, dtype=torch.float64)),

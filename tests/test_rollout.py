@@ -29,7 +29,7 @@ from ppo_fast.learners.ppo_step import STATS, Minibatch, Optimizer, ppo_loss
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
 from ppo_fast.reference import losses
-from ppo_fast.reference.rng import normals
+from ppo_fast.reference.rng import normals, uniforms
 from ppo_fast.rollout import NativeRolloutWorker, RolloutWorker, Worker
 from ppo_fast.timing import PhaseTimer
 
@@ -49,7 +49,8 @@ def new_worker(
     norm_obs: bool = False,
     seed: int = 1,
 ) -> Worker:
-    model = model or ActorCritic(env.spec.obs_dim, env.spec.act_dim, (3,), "relu")
+    spec = env.spec
+    model = model or ActorCritic(spec.obs_dim, spec.act_dim, (3,), "relu", num_actions=spec.num_actions)
     normalizer = ObsNormalizer(env.spec.obs_dim, clip=10.0, enabled=norm_obs)
     options: dict[str, Any] = {"num_steps": num_steps, "seed": seed, "timer": PhaseTimer()}
     if actor == "native":
@@ -135,6 +136,37 @@ def test_actions_are_mean_plus_std_times_the_noise_of_seed_environment_and_step(
     noise = normals(9, np.arange(N), np.full(N, 15), 2)
     # One rounding each of log σ, exp, the product and the sum, of numbers below 4.
     np.testing.assert_allclose(actions[0], [0.5, -2.0] + 0.25 * noise, rtol=0, atol=4 * 4 * 2.0**-24)
+
+
+def choosing_env(num_actions: int) -> CountingEnv:
+    return counting_env(act_dim=1, action_range=(-math.inf, math.inf), num_actions=num_actions)
+
+
+def test_choices_are_those_of_the_uniforms_of_seed_environment_and_step(make_worker: MakeWorker) -> None:
+    # Logits of 0: all weights 1, so that a = #{k < K - 1 : k + 1 <= K u} = floor(K u).
+    env = choosing_env(5)
+    worker = make_worker(env, 7, seed=9)
+    flat = torch.zeros(worker.model.num_params)
+    for rollout_index in range(3):
+        rollout = worker.collect(flat)
+        for t in range(7):
+            u = uniforms(9, np.arange(N), np.full(N, 7 * rollout_index + t), 1)
+            np.testing.assert_array_equal(rollout.actions[t], np.floor(5 * u))
+        np.testing.assert_array_equal(np.stack(env.received[-7:]), rollout.actions)  # an index is not rescaled
+        # log 1/5, two roundings of numbers below 2
+        np.testing.assert_allclose(rollout.log_probs, math.log(0.2), rtol=0, atol=2 * 2.0**-23)
+
+
+def test_choices_see_the_observation_of_their_own_step(make_worker: MakeWorker) -> None:
+    # Logits 0 and 50 · (env - 2.5): certain but for e^-25; environments 0 to 2 take action 0, the others action 1.
+    env = choosing_env(2)
+    worker = make_worker(env, 6)
+    flat = torch.zeros(worker.model.num_params)
+    parts = worker.model.unflatten(flat)
+    parts["actor.0.weight"][0, 0] = 50.0
+    parts["actor.1.weight"][1, 0], parts["actor.1.bias"][1] = 1.0, -125.0
+    actions = worker.collect(flat).actions
+    np.testing.assert_array_equal(actions[..., 0], np.broadcast_to([0, 0, 0, 1, 1, 1], (6, N)))
 
 
 def test_mean_sees_the_observation_of_its_own_step(make_worker: MakeWorker) -> None:
@@ -254,6 +286,27 @@ def test_log_probs_are_those_of_the_unclipped_actions(make_worker: MakeWorker) -
     rule.check()
 
 
+def test_values_and_log_probs_of_choices_are_as_exact_as_the_reference(make_worker: MakeWorker) -> None:
+    model = ActorCritic(4, 1, shared_trunk=True, num_actions=2)
+    env = envs.make("CartPole-v1", 8, seed=2)
+    worker = make_worker(env, 32, model=model, norm_obs=True)
+    rule = TwoTimesRule()
+    for seed in range(32):
+        flat = training.random_parameters(model, seed)
+        rollout = worker.collect(flat)
+        expected = []
+        for dtype in (torch.float32, torch.float64):
+            net = training.reference_net(model, flat, dtype)
+            with torch.no_grad():
+                head, values = net(torch.from_numpy(rollout.norm_obs[:-1].reshape(256, -1)).to(dtype))
+                log_probs = net.log_prob(head, torch.from_numpy(rollout.actions.reshape(256, 1)))
+            expected.append({"log_probs": log_probs.numpy(), "values": values.numpy()})
+        rule.add({"log_probs": rollout.log_probs.reshape(-1), "values": rollout.values.reshape(-1)}, *expected)
+        worker.normalizer.update(rollout.obs[:-1], rollout.valid)
+    env.close()
+    rule.check()
+
+
 # Frozen statistics: the first ratio is 1
 
 
@@ -277,8 +330,9 @@ def first_minibatches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, floa
 
     def spy(model: ActorCritic, hp: Any, compiled: bool, opt: Optimizer, scalars: torch.Tensor, mb: Minibatch) -> None:
         if pending[0]:
-            params = model.params(opt.flat)
-            log_probs = losses.gaussian_log_prob(model.mean(params, mb.norm_obs), params.log_std, mb.actions)
+            net = training.reference_net(model, opt.flat, torch.float32)
+            with torch.no_grad():
+                log_probs = net.log_prob(net(mb.norm_obs)[0], mb.actions)
             log_ratio = (log_probs - mb.log_probs)[mb.valid > 0].double()
             _, sums = ppo_loss(model, hp, opt.flat, scalars[0], mb)
             kl = float(sums[STATS.index("approx_kl")] / sums[STATS.index("rows")])
@@ -308,11 +362,17 @@ RATIO_RUN: dict[str, Any] = {
 WORKERS: dict[str, Any] = {"torch": RolloutWorker, "native": NativeRolloutWorker}
 
 
-@pytest.mark.parametrize("env", ["Hopper-v5", "Ant-v5"])
+@pytest.mark.parametrize("shared_trunk", [False, True])
+@pytest.mark.parametrize("env", ["Hopper-v5", "Ant-v5", "CartPole-v1"])
 def test_first_ratio_is_one_although_the_statistics_move_in_every_iteration(
-    tmp_path: Any, stack: dict[str, Any], env: str, first_minibatches: list[tuple[float, float]]
+    tmp_path: Any,
+    stack: dict[str, Any],
+    env: str,
+    shared_trunk: bool,
+    first_minibatches: list[tuple[float, float]],
 ) -> None:
-    run = training.train(training.config(tmp_path / "run", env=env, **RATIO_RUN, **stack))
+    options = {**RATIO_RUN, "env": env, "shared_trunk": shared_trunk, **stack}
+    run = training.train(training.config(tmp_path / "run", **options))
     assert len(first_minibatches) == len(run.rows) >= 10
     assert min(row["approx_kl"] for row in run.rows) > 1e-4  # the policy did move within each update
     exact = stack["actor"] == "native"  # actor and learner are the same code
@@ -385,8 +445,9 @@ def test_nan_reward_of_a_reset_row_is_no_reward(make_worker: MakeWorker) -> None
     np.testing.assert_array_equal(rollout.rewards, expected_streams(0, 6)["rewards"])
 
 
-def test_nan_policy_stops_before_the_environments_are_stepped(make_worker: MakeWorker) -> None:
-    env = counting_env()
+@pytest.mark.parametrize("make", [counting_env, lambda: choosing_env(3)], ids=["gaussian", "categorical"])
+def test_nan_policy_stops_before_the_environments_are_stepped(make: Any, make_worker: MakeWorker) -> None:
+    env = make()
     worker = make_worker(env, 6)
     with pytest.raises(NonFiniteError, match=r"action.* not finite"):
         worker.collect(torch.full((worker.model.num_params,), math.nan))

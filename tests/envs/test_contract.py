@@ -44,8 +44,10 @@ CASES = [
     Case("envpool-reacher", adapter("Reacher-v5", 3, backend="envpool", num_threads=2), 3),
     Case("gymnasium-hopper", adapter("Hopper-v5", 3, backend="gymnasium"), 3),
     Case("gymnasium-reacher", adapter("Reacher-v5", 3, backend="gymnasium"), 3),
+    Case("gymnasium-cartpole", adapter("CartPole-v1", 3), 3),
     Case("async-hopper", adapter("Hopper-v5", 2, backend="gymnasium", vectorization="async"), 2),
     Case("async-reacher", adapter("Reacher-v5", 2, backend="gymnasium", vectorization="async"), 2),
+    Case("async-cartpole", adapter("CartPole-v1", 2, vectorization="async"), 2),
     Case("fake-counting", lambda *, num_envs=4, **_: fakes.CountingEnv(num_envs), 4, seeded=False),
     Case("fake-ring", lambda *, num_envs=3, **_: fakes.ChainEnv(num_envs, time_limit=4), 3, seeded=False),
     Case("fake-chain", lambda *, num_envs=3, **_: fakes.ChainEnv(num_envs, terminal=True), 3, seeded=False),
@@ -102,7 +104,10 @@ def run(
 
 def some_actions(env: VectorEnv, num_steps: int = STEPS, num_envs: int | None = None) -> NDArray[np.float32]:
     shape = (num_steps, num_envs or env.num_envs, env.spec.act_dim)
-    return np.random.default_rng(0).uniform(-1.5, 1.5, shape).astype(np.float32)
+    rng = np.random.default_rng(0)
+    if env.spec.num_actions:
+        return rng.integers(env.spec.num_actions, size=shape).astype(np.float32)
+    return rng.uniform(-1.5, 1.5, shape).astype(np.float32)
 
 
 def made_and_run(case: Case, *, num_steps: int = 40, columns: slice = slice(None), **options: Any) -> Record:
@@ -191,6 +196,9 @@ def test_final_observation_is_the_true_one(record: Record) -> None:
             np.testing.assert_array_equal(final[4:6], before[4:6])
             assert (first[4:6] != final[4:6]).all()
             assert (first[:2] > 0.99).all()
+        elif env_id == "CartPole-v1":  # it stands while |x| <= 2.4 and |angle| <= 12 degrees, and starts within 0.05
+            assert abs(final[0]) > 2.4 or abs(final[2]) > np.deg2rad(12)
+            assert (np.abs(first) <= 0.05).all()
         elif env_id == "CountingEnv-v0":  # (env, episode, time)
             assert final[0] == first[0] == n
             assert first[1] == final[1] + 1
@@ -205,7 +213,7 @@ def test_final_observation_is_the_true_one(record: Record) -> None:
 def test_action_of_a_reset_row_is_ignored(record: Record, case: Case) -> None:
     env = case.make()
     other = record.actions.copy()
-    other[~record.valid] = -0.25
+    other[~record.valid] = 1 - other[~record.valid] if env.spec.num_actions else -0.25
     assert (other != record.actions).any()
     again = run(env, other)
     env.close()
@@ -213,6 +221,8 @@ def test_action_of_a_reset_row_is_ignored(record: Record, case: Case) -> None:
 
 
 def test_actions_are_clipped_and_not_written(record: Record, case: Case) -> None:
+    if record.spec.num_actions:
+        pytest.skip("an index is not clipped")
     env = case.make()
     clipped = np.clip(record.actions, -1, 1)
     assert (clipped != record.actions).any()
