@@ -49,7 +49,7 @@ inline float sample_gaussian(const Acting& a, const float* mean, float* z, const
 inline float sample_categorical(const Acting& a, const float* logits, float* probs, double u, float* action) {
     const Weights c = categorical_weights(a.model, logits, probs);
     const std::size_t chosen = categorical_sample(a.model, probs, c.total, u);
-    *action = static_cast<float>(chosen);
+    *action = c.total == c.total ? static_cast<float>(chosen) : c.total;  // NaN where a logit is, so that nobody acts on it
     return (logits[chosen] - c.max) - c.log_total;
 }
 
