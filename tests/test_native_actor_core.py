@@ -248,7 +248,7 @@ def ticks_during(call: Callable[[], Any]) -> tuple[int, float]:
 
 
 def test_other_threads_run_meanwhile() -> None:
-    model, num_envs = ActorCritic(64, 4, (512, 512)), 1024
+    model, num_envs = ActorCritic(64, 4, (512, 512)), 256
     actor, arrays, out = (
         make(model, num_envs, 2, simd=LEVELS[-1]),
         buffers(model, num_envs, 2),
