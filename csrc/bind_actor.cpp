@@ -62,10 +62,10 @@ std::size_t begin(BoundActor& self, Array<float>& obs, Array<float>& norm_obs, A
                 size(terminated) == rows && size(truncated) == rows && size(valid) == rows,
             "an array of the rollout has the wrong size");
     const Answers out = answers(actor, out_env_ids, out_actions);
-    self.rollout = {obs, norm_obs, actions, log_probs, values, rewards, terminated, truncated, valid};
     const Buffers buffers{obs.mutable_data(),     norm_obs.mutable_data(),   actions.mutable_data(),
                           log_probs.mutable_data(), values.mutable_data(),   rewards.mutable_data(),
                           terminated.mutable_data(), truncated.mutable_data(), valid.mutable_data()};
+    self.rollout = {obs, norm_obs, actions, log_probs, values, rewards, terminated, truncated, valid};
     const py::gil_scoped_release no_gil;
     return actor.begin(buffers, first_step, out);
 }
@@ -79,8 +79,8 @@ std::size_t receive(BoundActor& self, const Array<std::int32_t>& env_ids, const 
     require(size(obs) == n * actor.obs_dim() && size(rewards) == n && size(terminated) == n && size(truncated) == n &&
                 size(valid) == n,
             "the columns of the rows differ in length");
-    require(actor.claim(env_ids.data(), n), "env_ids must name environments that have been answered, each once");
     const Answers out = answers(actor, out_env_ids, out_actions);
+    require(actor.claim(env_ids.data(), n), "env_ids must name environments that have been answered, each once");
     const Arrived rows{env_ids.data(), rewards.data(), terminated.data(), truncated.data(), valid.data()};
     const Real* from = obs.data();
     const py::gil_scoped_release no_gil;

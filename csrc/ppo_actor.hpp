@@ -97,19 +97,17 @@ class PpoActor {
         return answered;
     }
 
-    // Whether each of these environments is in flight, once; they no longer are.
+    // Whether each of these environments is in flight, once; then they no longer are.
     bool claim(const std::int32_t* env, std::size_t n) {
-        for (std::size_t i = 0; i < n; ++i) {
-            if (env[i] < 0 || static_cast<std::size_t>(env[i]) >= num_envs_) {
-                return false;
-            }
-            std::uint8_t& flag = in_flight_[static_cast<std::size_t>(env[i])];
-            if (flag == 0) {
-                return false;
-            }
-            flag = 0;
+        std::size_t claimed = 0;
+        while (claimed < n && env[claimed] >= 0 && static_cast<std::size_t>(env[claimed]) < num_envs_ &&
+               in_flight_[static_cast<std::size_t>(env[claimed])] != 0) {
+            in_flight_[static_cast<std::size_t>(env[claimed++])] = 0;
         }
-        return true;
+        for (std::size_t i = 0; claimed < n && i < claimed; ++i) {
+            in_flight_[static_cast<std::size_t>(env[i])] = 1;
+        }
+        return claimed == n;
     }
 
     // Store n claimed rows, and answer those whose environment has steps left.

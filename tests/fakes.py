@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo_fast.envs.base import Bool, CheckedVectorEnv, EnvSpec, Float32
+from ppo_fast.envs.stream import Arrivals
 
 TERMINATES, TRUNCATES, BOTH = "terminates", "truncates", "both"
 
@@ -348,3 +349,67 @@ class FakePool:
         self._now, env, reset, action = heapq.heappop(self._working)
         self._arrived.append(self.envs[env].answer(action, reset=reset))
         self._begin()
+
+
+class PlaybackStream:
+    """A :class:`~ppo_fast.envs.StreamEnv` that answers what it was given, whatever the actions, in an order of its own.
+
+    Attributes:
+        received: (S, N, A) float64, the actions as they were sent; NaN where none was.
+
+    Args:
+        obs: (S + 1, N, D) float32 or float64; the first row is that of the reset.
+        action_low, action_high: (A,) bounds.
+        order: seed of the order and size of the arrivals; None: all environments together, in order.
+        transitions: rewards (S, N) float32, terminated, truncated and valid (S, N) bool; by default random.
+    """
+
+    mode = "playback"
+
+    def __init__(
+        self,
+        obs: NDArray[Any],
+        action_low: Sequence[float],
+        action_high: Sequence[float],
+        *,
+        order: int | None = None,
+        transitions: Sequence[NDArray[Any]] | None = None,
+        num_actions: int = 0,
+    ) -> None:
+        steps, self.num_envs, obs_dim = obs.shape
+        low, high = np.asarray(action_low, np.float64), np.asarray(action_high, np.float64)
+        self.spec = EnvSpec("Playback-v0", "fake", obs_dim, len(low), low, high, None, num_actions)
+        rng = np.random.default_rng(0)
+        rows = (steps - 1, self.num_envs)
+        flags = (rng.random(rows) < 0.1, rng.random(rows) < 0.1, rng.random(rows) < 0.9)
+        self.obs, self.transitions = obs, transitions or (rng.normal(size=rows).astype(np.float32), *flags)
+        self.received = np.full((*rows, len(low)), np.nan)
+        self._rng = None if order is None else np.random.default_rng(order)
+        self._time = np.zeros(self.num_envs, np.int64)
+        self._in_flight: list[int] = []
+
+    def reset(self, obs: Float32) -> None:
+        obs[:] = self.obs[0]
+
+    def send(self, env_ids: NDArray[np.int32], actions: NDArray[np.float64]) -> None:
+        assert env_ids.dtype == np.int32
+        assert actions.dtype == np.float64
+        assert actions.shape == (len(env_ids), self.spec.act_dim)
+        assert np.isfinite(actions).all()
+        assert not set(env_ids.tolist()) & set(self._in_flight)
+        assert len(set(env_ids.tolist())) == len(env_ids) >= 1
+        self.received[self._time[env_ids], env_ids] = actions
+        self._in_flight += env_ids.tolist()
+
+    def recv(self) -> Arrivals:
+        assert self._in_flight, "EnvPool would wait for ever"
+        ids = np.array(sorted(self._in_flight), np.int32)
+        if self._rng is not None:
+            ids = self._rng.permutation(ids)[: self._rng.integers(1, len(ids) + 1)]
+        self._in_flight = [env for env in self._in_flight if env not in ids]
+        time = self._time[ids]
+        self._time[ids] += 1
+        return Arrivals(ids, self.obs[time + 1, ids], *(column[time, ids] for column in self.transitions))
+
+    def close(self) -> None:
+        pass

@@ -22,7 +22,7 @@ import torch
 import training
 from hypothesis import strategies as st
 from torch import Tensor
-from training import TwoTimesRule, one_thread  # noqa: F401
+from training import LEVELS, TwoTimesRule, one_thread  # noqa: F401
 
 from ppo_fast import kernels
 from ppo_fast.batch import Rollout
@@ -35,13 +35,6 @@ from ppo_fast.learners.ppo_step import LossConfig, Minibatch, eager_gradient
 from ppo_fast.learners.torch_learner import TorchLearner
 from ppo_fast.models import ActorCritic, gaussian_log_prob
 from ppo_fast.native import ACTIVATIONS
-
-try:
-    from ppo_fast import _core
-except ImportError:  # the skip below says why
-    LEVELS = ["baseline"]
-else:
-    LEVELS = _core.simd_levels()
 
 CPU = torch.device("cpu")
 MODEL = ActorCritic(training.OBS_DIM, training.ACT_DIM)

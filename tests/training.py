@@ -27,6 +27,13 @@ from ppo_fast.reference.policy import ActorCritic as ReferenceNet
 from ppo_fast.run_dir import RunDir
 from ppo_fast.trainer import RunResult, Trainer
 
+try:
+    from ppo_fast import _core
+except ImportError:  # the fixture native_core says why
+    LEVELS = ["baseline"]
+else:
+    LEVELS = _core.simd_levels()  #: SIMD levels that this processor runs, best first
+
 TIMING = ("wall_s", "sps", "startup_s")  # and everything under time/
 
 
