@@ -16,7 +16,7 @@ from ppo_fast.envs import EnvSpec
 from ppo_fast.envs.base import ActionRescaler
 from ppo_fast.envs.envpool import default_num_threads, import_envpool
 from ppo_fast.kernels import env_seeds
-from ppo_fast.rollout import RolloutWorker
+from ppo_fast.rollout import Worker
 
 from ._measure import Lane, Sample
 
@@ -40,7 +40,7 @@ class Recording:
         return self.actions.shape[1]
 
 
-def record(worker: RolloutWorker, flat: torch.Tensor, steps: int) -> Recording:
+def record(worker: Worker, flat: torch.Tensor, steps: int) -> Recording:
     """Record at least ``steps`` steps of a worker that has not stepped yet, under the parameters ``flat``."""
     parts: dict[str, list[np.ndarray]] = {"actions": [], "rewards": [], "valid": []}
     while worker.steps_done < steps:
@@ -129,7 +129,7 @@ def ceilings(recording: Recording, steps: int) -> dict[str, Lane]:
     """Return both modes of EnvPool, checked, each lane taking about ``steps`` steps of every environment."""
     n = recording.num_envs
     lanes = {}
-    for batch_size in (n, n // 2):
+    for batch_size in (n, n // 2) if n > 1 else (1,):
         alone = EnvPoolAlone(recording, batch_size)
         alone.check(8 * n // batch_size)
         lanes[alone.name] = alone.lane(steps * n // batch_size)

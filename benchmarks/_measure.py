@@ -136,6 +136,7 @@ class Machine:
 
     def __init__(self, cpus: int) -> None:
         self.cpus = cpus
+        self.peaks: dict[str, list[float]] = {}  # FLOP/s of one core by SIMD level, before every round; see _limit.py
         self.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         self.calibration: list[float] = []  # seconds of a fixed piece of work, before every round
         self._others = self._capacity = 0.0  # CPU seconds
@@ -143,6 +144,8 @@ class Machine:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Calibrate, then account the body's CPU time."""
+        for level, flops in measure_peaks().items():
+            self.peaks.setdefault(level, []).append(flops)
         self.calibration.append(self._spin())
         start, busy, own = perf_counter(), _busy_seconds(), sum(os.times()[:4])
         yield
@@ -190,6 +193,17 @@ class Machine:
         with ThreadPoolExecutor(self.cpus) as pool:
             list(pool.map(lambda _: hashlib.sha256(block).digest(), range(self.cpus)))
         return perf_counter() - start
+
+
+def measure_peaks() -> dict[str, float]:
+    """Return FLOP/s of one core by SIMD level, the best level first; empty where the core does not run them."""
+    try:
+        from ppo_fast import _core
+    except ImportError:
+        return {}
+    if not hasattr(_core, "peak_flops"):
+        return {}
+    return {level: _core.peak_flops(level) for level in _core.simd_levels()}
 
 
 def _busy_seconds() -> float | None:

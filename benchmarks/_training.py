@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ppo_fast import envs
+from ppo_fast import native
 from ppo_fast.config import Config
 from ppo_fast.learners.ppo_base import PPOLearner
 from ppo_fast.reference.ppo import PPO, Settings
-from ppo_fast.rollout import RolloutWorker
+from ppo_fast.rollout import Worker, make_worker
 from ppo_fast.timing import PhaseTimer
 from ppo_fast.trainer import Trainer
 
@@ -38,13 +38,20 @@ class PacedTrainer(Paced):
 
         super().__init__(run)
 
-    def worker(self, backend: str = "auto") -> RolloutWorker:
-        """Return a worker with environments of its own, at their first reset, and the trainer's policy."""
-        t, cfg = self.trainer, self.trainer.cfg
-        env = envs.make(cfg.env, cfg.num_envs, seed=cfg.seed, backend=backend, num_threads=cfg.env_threads)
-        return RolloutWorker(
-            env, t.model, t.normalizer, num_steps=cfg.num_steps, seed=cfg.seed, device=t.device, timer=PhaseTimer()
-        )
+    def actors(self) -> list[str]:
+        """Return the actors that can be had here, the fastest first."""
+        return ["torch"] if native.lacks(self.trainer.model) else ["native", "torch"]
+
+    def worker(self, actor: str, **options: Any) -> Worker:
+        """Return a worker with environments of its own, at their first reset, and the trainer's policy.
+
+        Args:
+            actor: ``native`` or ``torch``.
+            options: of the run that are to differ, as ``num_envs``.
+        """
+        t = self.trainer
+        cfg = dataclasses.replace(t.cfg, **options)
+        return make_worker(cfg, actor, t.model, t.normalizer, t.device, PhaseTimer())
 
 
 class PacedReference(Paced):

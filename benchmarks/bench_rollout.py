@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
+from time import perf_counter
+
 import numpy as np
-import pytest
 import torch
 
 from ppo_fast import envs
 from ppo_fast.reference.ppo import PPO
-from ppo_fast.rollout import RolloutWorker
+from ppo_fast.rollout import Worker
 
 from ._ceiling import Recording, ceilings
-from ._measure import Lane, timed
+from ._limit import Work, count
+from ._measure import Lane, Sample, timed
 from ._training import reference_settings
-from .conftest import TASKS, Bench
+from .conftest import Bench
 
 
-@pytest.mark.parametrize("env_id", TASKS)
 def test_rollout(env_id: str, bench: Bench) -> None:
     trained, recording = bench.policy(env_id), bench.recording(env_id)
-    worker, reference = trained.worker(), PPO(reference_settings(trained.trainer.cfg))
+    cfg, model, n = trained.trainer.cfg, trained.trainer.model, recording.num_envs
+    reference = PPO(reference_settings(cfg))
     alone = ceilings(recording, bench.ceiling_steps(env_id))
-    ours, theirs = "ppo_fast rollout: EnvPool + policy", "reference rollout: Gymnasium + policy"
-    n = recording.num_envs
-    lanes: dict[str, Lane] = {
-        **alone,
-        ours: timed(lambda: rollouts(worker, trained.trainer.learner.flat, bench.steps(TASKS[env_id]))),
-        f"Gymnasium SyncVectorEnv alone, {n}": gymnasium_alone(recording, bench.steps(64)),
-        theirs: timed(lambda: int(reference.rollout()["valid"].sum())),
-    }
-    try:
-        above = {name: {"ceiling": tuple(alone), "reference": theirs} for name in lanes}
-        bench.contest(f"{env_id}: collect", lanes, above)
-        bench.keep(f"{env_id}: collect", trained.trainer.cfg)
-    finally:
-        worker.env.close()
-        reference.envs.close()
+    theirs = "reference rollout: Gymnasium and policy"
+    lanes: dict[str, Lane] = dict(alone)
+    with ExitStack() as stack:
+        stack.callback(reference.envs.close)
+        for actor in trained.actors():
+            worker = trained.worker(actor)
+            stack.enter_context(closing(worker.env))
+            lanes[f"rollout, {actor} actor"] = rollouts(
+                worker, trained.trainer.learner.flat, bench.iterations(env_id, cfg)
+            )
+        lanes[f"Gymnasium SyncVectorEnv alone, {n}"] = gymnasium_alone(recording, bench.steps(64))
+        lanes[theirs] = timed(lambda: int(reference.rollout()["valid"].sum()))
+        acts = Work(count(model.obs_dim, model.head_dim, model.hidden_sizes, shared_trunk=model.shared_trunk).forward)
+        rows = {name: {"ceiling": tuple(alone), "reference": theirs, "work": acts} for name in lanes}
+        bench.contest(f"{env_id}: collect", lanes, rows)
+        bench.keep(f"{env_id}: collect", cfg)
 
 
-def rollouts(worker: RolloutWorker, flat: torch.Tensor, number: int) -> int:
-    return sum(worker.collect(flat).num_valid for _ in range(number))
+def rollouts(worker: Worker, flat: torch.Tensor, number: int) -> Lane:
+    def run() -> Sample:
+        worker.timer.take()
+        start = perf_counter()
+        env_steps = sum(worker.collect(flat).num_valid for _ in range(number))
+        return Sample(env_steps, perf_counter() - start, worker.timer.take())
+
+    return run
 
 
 def gymnasium_alone(recording: Recording, steps: int) -> Lane:

@@ -1,56 +1,47 @@
-"""End to end: the real trainer loop and the reference trainer on the same batch, against the ceiling."""
+"""End to end: the real trainer loop by every recipe, and the reference trainer, against the ceiling and the limit."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
 
-import pytest
-
 from ._ceiling import ceilings
-from ._measure import Lane, Paced, Sample
+from ._limit import work
+from ._measure import Lane, Paced
+from ._recipes import FAST, SAMPLE_EFFICIENT, describe, preset_sample_is, recipes
 from ._training import PacedReference, PacedTrainer, how
-from .conftest import TASKS, Bench
+from .conftest import GATE, Bench
 
-PRESETS = "fast", "sample"
-GATE = 0.65
+REFERENCE = f"reference trainer, {FAST}"
 
 
-@pytest.mark.parametrize("env_id", TASKS)
 def test_train(env_id: str, bench: Bench) -> None:
     section, alone = f"{env_id}: train", ceilings(bench.recording(env_id), bench.ceiling_steps(env_id))
     lanes: dict[str, Lane] = dict(alone)
     rows = {name: {"ceiling": tuple(alone)} for name in alone}
     with ExitStack() as stack:
-        for preset in PRESETS:
-            cfg = bench.config(env_id, preset)
-            fast, reference = PacedTrainer(cfg), PacedReference(cfg)
-            stack.enter_context(closing(fast))
-            stack.enter_context(closing(reference))
-            learner = fast.trainer.learner
-            mode = how(learner)
-            names = f"ppo_fast, preset {preset}", f"reference, batch of preset {preset}"
-            lanes |= {names[0]: lane(fast, bench.steps(2 * TASKS[env_id])), names[1]: lane(reference, 1)}
-            rows |= {name: {"ceiling": tuple(alone), "reference": names[1]} for name in names}
-            rows[names[0]]["note"] = mode
-            bench.keep(f"{section}, preset {preset}", cfg, update=learner.mode, compile_s=learner.compile_s)
+        same = preset_sample_is(env_id, recipes(env_id))
+        for recipe in recipes(env_id):
+            cfg, name = bench.config(env_id, recipe), f"training, {recipe}"
+            loop = stack.enter_context(closing(PacedTrainer(cfg)))
+            learner = loop.trainer.learner
+            lanes[name] = lane(loop, bench.iterations(env_id, cfg))
+            rows[name] = {
+                "ceiling": tuple(alone),
+                "reference": REFERENCE if recipe == FAST else "",
+                "work": work(loop.trainer.model, cfg, threads=learner.threads, simd=learner.simd),
+                "note": f"{describe(cfg)}; {how(learner)}, threads {learner.threads}; actor {loop.trainer.actor}"
+                + "; preset sample is the same" * (recipe == same),
+            }
+            bench.keep(f"{section}, {recipe}", cfg, update=learner.mode, compile_s=learner.compile_s)
+        reference = stack.enter_context(closing(PacedReference(bench.config(env_id))))
+        lanes[REFERENCE] = lane(reference, 1)
+        rows[REFERENCE] = {"ceiling": tuple(alone), "reference": REFERENCE}
         bench.contest(section, lanes, rows)
-    for preset in PRESETS:
-        row = bench.report.sections[section][f"ppo_fast, preset {preset}"]
-        row.note = f"{shares(row.samples)}; update {row.note}"
-    ratio = bench.report.of_ceiling(section, "ppo_fast, preset fast")
-    assert ratio is not None
     if bench.gate and env_id == "Ant-v5":
-        assert ratio >= GATE, f"training {env_id} with preset fast ran at {ratio:.3f} of the ceiling, below {GATE}"
+        ratio = bench.report.of_ceiling(section, f"training, {SAMPLE_EFFICIENT}")
+        assert ratio is not None
+        assert ratio >= GATE, f"{SAMPLE_EFFICIENT} training of {env_id} ran at {ratio:.3f} of the ceiling, below {GATE}"
 
 
 def lane(loop: Paced, iterations: int) -> Lane:
     return lambda: loop.advance(iterations)
-
-
-def shares(samples: list[Sample]) -> str:
-    """Say where the time of a trainer went; what its phases do not name is `other`."""
-    total = sum(sample.seconds for sample in samples)
-    phases = {name: sum(s.phases.get(name, 0.0) for s in samples) / total for name in samples[0].phases}
-    assert sum(phases.values()) <= 1.0
-    phases["other"] = 1.0 - sum(phases.values())
-    return ", ".join(f"{name} {share:.1%}" for name, share in phases.items() if share >= 0.0005)

@@ -1,4 +1,4 @@
-"""The update alone, on one rollout of Ant-v5: eager, compiled, and the reference's."""
+"""The update alone, on one rollout of Ant-v5: native, by torch eager and compiled, and the reference's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
-import pytest
 import torch
 
 from ppo_fast.batch import Rollout
 from ppo_fast.errors import BackendError
+from ppo_fast.learners.native import NativeLearner, lacks
+from ppo_fast.learners.ppo_base import PPOLearner
 from ppo_fast.learners.torch_learner import TorchLearner
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
@@ -20,6 +21,7 @@ from ppo_fast.reference.ppo import PPO
 
 from ._ceiling import ceilings
 from ._measure import Lane, Sample
+from ._recipes import FAST
 from ._training import PacedTrainer, how, reference_settings
 from .conftest import Bench
 
@@ -28,10 +30,9 @@ ENV = "Ant-v5"
 AGREE = 1e-4
 
 
-@pytest.mark.parametrize("preset", ["fast", "sample"])
-def test_update(preset: str, bench: Bench) -> None:
-    section, alone = f"{ENV}: update, preset {preset}", ceilings(bench.recording(ENV), bench.ceiling_steps(ENV) // 2)
-    cfg = bench.config(ENV, preset, update="eager")
+def test_update(bench: Bench) -> None:
+    section, alone = f"{ENV}: update, {FAST}", ceilings(bench.recording(ENV), bench.ceiling_steps(ENV) // 2)
+    cfg = bench.config(ENV)
     bench.keep(section, cfg)
     with closing(PacedTrainer(cfg)) as paced:
         trainer = paced.trainer
@@ -40,10 +41,11 @@ def test_update(preset: str, bench: Bench) -> None:
     reference = ReferenceUpdate(PPO(reference_settings(cfg)), trainer.model, flat, rollout)
     updates: dict[str, OurUpdate | ReferenceUpdate] = {"reference": reference}
     notes = {}
-    modes = ("eager", "compile") if not bench.smoke or preset == "fast" else ("eager",)
-    for mode in modes:
+    if not lacks(trainer.model, trainer.device):
+        updates["native"] = OurUpdate(NativeLearner(trainer.model, flat, cfg), flat, rollout, trainer.normalizer)
+    for mode in ("eager", "compile"):
         try:
-            learner = TorchLearner(trainer.model, flat, replace(cfg, update=mode), trainer.device)
+            learner = TorchLearner(trainer.model, flat, replace(cfg, learner="torch", update=mode), trainer.device)
         except BackendError as error:  # a machine without a C++ compiler; the rest is worth measuring
             notes["eager"] = f"; {error}"
             continue
@@ -68,7 +70,7 @@ def test_update(preset: str, bench: Bench) -> None:
 class OurUpdate:
     """What the trainer calls its phase `update`, always from the same parameters."""
 
-    def __init__(self, learner: TorchLearner, flat: torch.Tensor, rollout: Rollout, normalizer: ObsNormalizer) -> None:
+    def __init__(self, learner: PPOLearner, flat: torch.Tensor, rollout: Rollout, normalizer: ObsNormalizer) -> None:
         self.learner, self.flat, self.rollout, self.normalizer = learner, flat, rollout, normalizer
         self.fresh = learner.state()
 

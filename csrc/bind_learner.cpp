@@ -125,6 +125,14 @@ void bind_learner(py::module_& module) {
         }
         return names;
     });
+    module.def(
+        "peak_flops",
+        [](const std::string& simd) {
+            const Level& level = choose_level(simd);
+            const py::gil_scoped_release no_gil;
+            return level.peak();
+        },
+        py::arg("simd") = "");
     module.attr("MAX_HIDDEN_LAYERS") = kMaxLayers - 1;
     py::class_<Networks>(module, "Networks")
         .def(py::init(&networks), py::kw_only(), py::arg("obs_dim"), py::arg("act_dim"), py::arg("num_actions"),

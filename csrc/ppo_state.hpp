@@ -158,6 +158,8 @@ struct Level {
     // or uniforms. Writes norm_obs and values and, unless noise is null, actions, log_probs and env_actions (n, A).
     void (*act)(Acting&, const std::int64_t* t, const std::int32_t* env, std::size_t n, const double* noise,
                 double* env_actions);
+    // FLOP/s of one core that does nothing but multiply and add, in registers; takes some milliseconds.
+    double (*peak)();
 };
 
 #if defined(PPO_FAST_X86)
