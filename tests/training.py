@@ -6,9 +6,8 @@ Axes: T steps · N envs · B = T·N rows · D observation · A action · P param
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from ppo_fast import envs
 from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
 from ppo_fast.envs.base import VectorEnv
+from ppo_fast.lockstep import rules
+from ppo_fast.lockstep.teacher import reference_parameters
 from ppo_fast.models import ActorCritic
 from ppo_fast.reference import losses
 from ppo_fast.reference.policy import ActorCritic as ReferenceNet
@@ -209,15 +210,6 @@ def reference_net(model: ActorCritic, flat: Tensor, dtype: torch.dtype) -> Refer
     return net
 
 
-def reference_parameters(net: ReferenceNet) -> dict[str, Tensor]:
-    """Return the reference's parameters under the names of the flat vector."""
-    out: dict[str, Tensor] = {} if net.num_actions else {"actor.log_std": net.log_std}
-    for which, network in (("trunk", net.trunk), ("actor", net.actor), ("critic", net.critic)):
-        for layer, linear in enumerate(part for part in network if isinstance(part, torch.nn.Linear)):
-            out[f"{which}.{layer}.weight"], out[f"{which}.{layer}.bias"] = linear.weight, linear.bias
-    return out
-
-
 @dataclass(frozen=True)
 class Loss:
     """Which PPO loss; names as in the command line."""
@@ -255,39 +247,10 @@ def reference_gradient(
     return gradient, {name: float(value.detach()) for name, value in metrics.items()}
 
 
-# The 2x rule
-
-
-@dataclass
-class TwoTimesRule:
-    """Root-mean-square error against float64, per tensor, pooled over the batches: at most 2x the float32 reference's.
-
-    Tensors under 256 elements are pooled together, since a mean over few numbers is noise.
-    """
-
-    batches: int = 0
-    sums: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # name -> [Σ candidate error², Σ reference error², count]
-
-    def add(self, candidate: Mapping[str, Any], reference: Mapping[str, Any], oracle: Mapping[str, Any]) -> None:
-        """Take in one batch of named tensors or numbers; ``oracle`` is float64."""
-        self.batches += 1
-        assert set(candidate) == set(reference) == set(oracle)
-        for name, exact in oracle.items():
-            exact = np.asarray(exact, np.float64)
-            pool = self.sums.setdefault(name if exact.size >= 256 else "small tensors", [0.0, 0.0, 0.0])
-            for i, got in enumerate((candidate[name], reference[name])):
-                assert np.shape(got) == exact.shape, name
-                pool[i] += float(((np.asarray(got, np.float64) - exact) ** 2).sum())
-            pool[2] += exact.size
-
-    def ratios(self) -> dict[str, float]:
-        """Return candidate error / reference error by tensor."""
-        return {name: math.sqrt(ours / max(theirs, 1e-300)) for name, (ours, theirs, _) in self.sums.items()}
+class TwoTimesRule(rules.TwoTimesRule):
+    """The 2x rule, as an assertion."""
 
     def check(self) -> None:
         """Fail unless the rule holds over 32 batches or more."""
-        assert self.batches >= 32
-        worst = {name: round(ratio, 2) for name, ratio in self.ratios().items() if not ratio <= 2.0}
-        assert not worst, f"error over twice that of the float32 reference: {worst}"
+        complaint = self.complaint()
+        assert not complaint, f"error over twice that of the float32 reference: {complaint}"
