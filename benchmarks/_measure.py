@@ -138,16 +138,17 @@ class Machine:
         self.cpus = cpus
         self.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         self.calibration: list[float] = []  # seconds of a fixed piece of work, before every round
+        self.children: Callable[[], float] = lambda: 0.0  # CPU seconds of child processes that are still running
         self._others = self._capacity = 0.0  # CPU seconds
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Calibrate, then account the body's CPU time."""
         self.calibration.append(self._spin())
-        start, busy, own = perf_counter(), _busy_seconds(), sum(os.times()[:4])
+        start, busy, own = perf_counter(), _busy_seconds(), self._own_seconds()
         yield
         if busy is not None:
-            self._others += (_busy_seconds() or 0.0) - busy - (sum(os.times()[:4]) - own)
+            self._others += (_busy_seconds() or 0.0) - busy - (self._own_seconds() - own)
             self._capacity += (perf_counter() - start) * self.cpus
 
     @property
@@ -182,6 +183,10 @@ class Machine:
             "calibration_spread": self.spread,
             "calibration_s": self.calibration,
         }
+
+    def _own_seconds(self) -> float:
+        """Return the CPU seconds of this program: its own, and those of its children."""
+        return sum(os.times()[:4]) + self.children()
 
     def _spin(self) -> float:
         """Keep every CPU busy with the same work at once (hashing lets go of the GIL), and time it."""
