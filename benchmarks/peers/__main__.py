@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Comparison:
 
     Args:
         rounds: how often each lane is timed.
-        seconds: about how long a stretch of a trainer takes; one of a ceiling takes at least half of it.
+        seconds: about how long a stretch of a trainer takes; one of a ceiling takes up to half of it.
         pythons: the interpreter of each trainer; those that are missing are left out.
         folder: for what the trainers write.
         smoke: tiny sizes; the numbers mean nothing.
@@ -58,9 +58,9 @@ class Comparison:
     _started: int = 0
 
     def section(self, env_id: str, recipe: Recipe, recording: Recording, ceiling_steps: int) -> None:
-        """Compare the trainers of a recipe, each at its best setting, with EnvPool alone before, between and after."""
+        """Compare the trainers of a recipe, each at its best settings, with EnvPool alone before, between and after."""
         alone = ceilings(recording, ceiling_steps)
-        chosen = [(trainer, SETTINGS[trainer][0]) for trainer in recipe.trainers if trainer in self.pythons]
+        chosen = [(t, setting) for t in recipe.trainers if t in self.pythons for setting in SETTINGS[t] if setting.best]
         self._contest(f"{env_id}, {recipe.title}", env_id, recipe, chosen, alone)
 
     def trials(self, env_id: str, recipe: Recipe) -> None:
@@ -171,10 +171,7 @@ def compare(envs: list[str], comparison: Comparison, *, trials: bool) -> dict[st
         "rounds": comparison.rounds,
         "seconds_per_stretch": comparison.seconds,
         "configs": comparison.configs,
-        "settings": {
-            name: [{"name": s.name, "variables": dict(s.variables), "options": dict(s.options)} for s in settings]
-            for name, settings in SETTINGS.items()
-        },
+        "settings": {name: [asdict(setting) for setting in settings] for name, settings in SETTINGS.items()},
         "rows": comparison.rows,
     }
 

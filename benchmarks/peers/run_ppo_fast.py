@@ -48,10 +48,6 @@ class PaceSink:
 def main() -> None:
     """Train until the parent has seen enough."""
     asked = job()
-    from ppo_fast.config import FIELDS
-
-    if "shared_trunk" not in FIELDS:
-        asked["options"].pop("shared_trunk")
     sink = PaceSink(asked)
     cfg = resolve(
         env=asked["env_id"],
