@@ -38,4 +38,4 @@ $(READY): pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build *.egg-info ppo_fast/_core*.so ppo_fast/_build_info.json
+	rm -rf $(VENV) benchmarks/peers/.venvs build *.egg-info ppo_fast/_core*.so ppo_fast/_build_info.json

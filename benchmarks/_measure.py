@@ -139,6 +139,7 @@ class Machine:
         self.peaks: dict[str, list[float]] = {}  # FLOP/s of one core by SIMD level, before every round; see _limit.py
         self.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         self.calibration: list[float] = []  # seconds of a fixed piece of work, before every round
+        self.children: Callable[[], float] = lambda: 0.0  # CPU seconds of child processes that are still running
         self._others = self._capacity = 0.0  # CPU seconds
 
     @contextmanager
@@ -147,10 +148,10 @@ class Machine:
         for level, flops in measure_peaks().items():
             self.peaks.setdefault(level, []).append(flops)
         self.calibration.append(self._spin())
-        start, busy, own = perf_counter(), _busy_seconds(), sum(os.times()[:4])
+        start, busy, own = perf_counter(), _busy_seconds(), self._own_seconds()
         yield
         if busy is not None:
-            self._others += (_busy_seconds() or 0.0) - busy - (sum(os.times()[:4]) - own)
+            self._others += (_busy_seconds() or 0.0) - busy - (self._own_seconds() - own)
             self._capacity += (perf_counter() - start) * self.cpus
 
     @property
@@ -185,6 +186,10 @@ class Machine:
             "calibration_spread": self.spread,
             "calibration_s": self.calibration,
         }
+
+    def _own_seconds(self) -> float:
+        """Return the CPU seconds of this program: its own, and those of its children."""
+        return sum(os.times()[:4]) + self.children()
 
     def _spin(self) -> float:
         """Keep every CPU busy with the same work at once (hashing lets go of the GIL), and time it."""

@@ -10,11 +10,8 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +28,10 @@ from ppo_fast.system import build_info
 from ._ceiling import Recording, record, steps_needed
 from ._measure import Lane, Machine, interleave
 from ._recipes import FAST, MORE_TASKS, TASKS, WORK, recipes
+from ._results import provenance, write
 from ._training import PacedTrainer
 from .report import Quantity, Report, Row, text
 
-HERE = Path(__file__).parent
 # So few steps that a torch learner would not compile, where there is no native one.
 SMOKE = {"num_envs": 4, "num_steps": 8, "minibatch_size": 16, "update_epochs": 2, "total_timesteps": 10_000}
 GATE = 0.85  # of the ceiling: training Ant-v5 by the sample-efficient recipe
@@ -195,15 +192,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def save(bench: Bench, info: dict[str, Any], args: list[str]) -> Path:
     """Write everything that was measured to a new folder."""
-    commit, changed = git("rev-parse", "--short=7", "HEAD"), bool(git("status", "--porcelain"))
-    date = datetime.date.today().isoformat()
-    name = f"{date}_{commit or 'nocommit'}"
-    taken = len(list((HERE / "results").glob(f"{name}*/speed.json")))
-    folder = HERE / "results" / (f"{name}_{taken + 1}" if taken else name)
     result = {
-        "date": date,
-        "commit": commit,
-        "uncommitted_changes": changed,
+        **provenance(),
         "command": ["pytest", *args],
         "build": info,
         "torch_threads": torch.get_num_threads(),
@@ -215,17 +205,4 @@ def save(bench: Bench, info: dict[str, Any], args: list[str]) -> Path:
         "rows": bench.report.to_json(),
         "quantities": bench.report.quantities_to_json(),
     }
-    saved = json.dumps(result, indent=1) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "speed.json"
-    path.write_text(saved)
-    return path
-
-
-def git(*args: str) -> str:
-    """Return what git says, or nothing outside a repository."""
-    try:
-        done = subprocess.run(["git", *args], cwd=HERE, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return write(result, "speed.json")
