@@ -82,6 +82,7 @@ def banner(trainer: object) -> str:
         f"gymnasium {versions['gymnasium']}, mujoco {versions['mujoco']}",
         "task": f"{cfg.env}, preset {cfg.preset}, seed {cfg.seed}, {cfg.total_timesteps:,} steps",
         "environments": f"{cfg.num_envs} on {info['env_backend']['name']} ({info['env_backend']['reason']}), "
+        f"{info['env_backend']['mode']}, "
         f"observation {trainer.spec.obs_dim}, "
         + (f"{n} discrete actions" if (n := trainer.spec.num_actions) else f"action {trainer.spec.act_dim}"),
         "batch": f"{cfg.num_envs} envs x {cfg.num_steps} steps = {cfg.batch_size} rows, {cfg.update_epochs} epochs x "

@@ -257,9 +257,11 @@ class Trainer:
         cfg = self.cfg
         backend, reason = envs.resolve_backend(cfg.env, cfg.env_backend)
         workers = envs.workers(backend, cfg.num_envs, num_threads=cfg.env_threads, vectorization=cfg.vectorization)
+        native = self.actor == "native"
+        mode = envs.stream_mode(backend, cfg.num_envs, num_threads=workers) if native else "synchronous"
         return {
             **build_info(),
-            "env_backend": {"name": backend, "reason": reason, "workers": workers},
+            "env_backend": {"name": backend, "reason": reason, "workers": workers, "mode": mode},
             "device": {"asked": self.cfg.device, "got": str(self.device)},
             "actor": {"name": self.actor, "reason": self.why_actor},
             "learner": {

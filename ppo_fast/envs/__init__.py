@@ -26,6 +26,7 @@ __all__ = [
     "make_stream",
     "resolve_backend",
     "spec",
+    "stream_mode",
     "workers",
 ]
 
@@ -197,6 +198,17 @@ def workers(backend: str, num_envs: int, *, num_threads: int, vectorization: str
 
         return num_threads or default_num_threads(num_envs)
     return num_envs if vectorization == "async" else 1
+
+
+def stream_mode(backend: str, num_envs: int, *, num_threads: int) -> str:
+    """Return in words how :func:`make_stream` would step: ``'synchronous'``, or ``'asynchronous, 32 of 64'``."""
+    if backend == "envpool":
+        from ppo_fast.envs.envpool_stream import default_batch_size
+
+        batch_size = default_batch_size(num_envs, num_threads)
+        if batch_size < num_envs:
+            return f"asynchronous, {batch_size} of {num_envs}"
+    return "synchronous"
 
 
 def known_env_ids() -> list[str]:
