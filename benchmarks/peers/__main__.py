@@ -78,7 +78,7 @@ class Comparison:
         try:
             rate = trained.advance(1 if self.smoke else 8).rate  # below the ceiling's
             steps = max(4, round(0.5 * self.seconds * rate / cfg.num_envs))
-            worker = trained.worker()
+            worker = trained.worker(trained.actors()[0])
             try:
                 needed = steps_needed(steps, self.rounds + 2)  # and a lane before and after the rounds
                 return record(worker, trained.trainer.learner.flat, needed), steps
