@@ -26,9 +26,6 @@ from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
 from ppo_fast.trainer import Trainer
 
-ACTORS = ("torch", "native")
-
-
 def run(path: Path, **options: Any) -> Run:
     defaults: dict[str, Any] = {"env": "CartPole-v1", "shared_trunk": True, "ent_coef": 0.01}
     return training.train(config(path, **{**defaults, **options}))
@@ -54,20 +51,22 @@ def test_balances_the_pole(tmp_path: Path, shared_trunk: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def baseline(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(tmp_path_factory.mktemp("baseline") / "run")
+def baseline(stack: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(tmp_path_factory.mktemp("baseline") / "run", **stack)
 
 
-def test_same_seed_gives_the_same_run_and_another_seed_another(baseline: Run, tmp_path: Path) -> None:
-    again, other = run(tmp_path / "again"), run(tmp_path / "other", seed=2)
+def test_same_seed_gives_the_same_run_and_another_seed_another(
+    baseline: Run, stack: dict[str, Any], tmp_path: Path
+) -> None:
+    again, other = run(tmp_path / "again", **stack), run(tmp_path / "other", seed=2, **stack)
     assert len(again.rows) >= 4
     assert again.fingerprint() == baseline.fingerprint()
     assert again.result.final.returns.tolist() == baseline.result.final.returns.tolist()
     assert other.fingerprint()["parameters"] != baseline.fingerprint()["parameters"]
 
 
-def test_kernel_backend_does_not_matter(baseline: Run, tmp_path: Path, backend: str) -> None:
-    assert run(tmp_path / "run", kernels=backend).fingerprint() == baseline.fingerprint()
+def test_kernel_backend_does_not_matter(baseline: Run, stack: dict[str, Any], tmp_path: Path, backend: str) -> None:
+    assert run(tmp_path / "run", kernels=backend, **stack).fingerprint() == baseline.fingerprint()
 
 
 def test_entropy_begins_at_that_of_an_even_choice_and_falls(baseline: Run) -> None:
@@ -129,13 +128,10 @@ def test_spec_survives_json() -> None:
 # Going on
 
 
-@pytest.mark.parametrize("actor", ACTORS)
-def test_resume_goes_on_from_the_same_parameters(tmp_path: Path, actor: str) -> None:
-    first = run(tmp_path / "run", actor=actor)
-    cfg = config(
-        tmp_path / "run", env="CartPole-v1", shared_trunk=True, ent_coef=0.01, resume="auto", total_timesteps=2400,
-        actor=actor,
-    )  # fmt: skip
+def test_resume_goes_on_from_the_same_parameters(stack: dict[str, Any], tmp_path: Path) -> None:
+    first = run(tmp_path / "run", **stack)
+    options: dict[str, Any] = {"env": "CartPole-v1", "shared_trunk": True, "ent_coef": 0.01, **stack}
+    cfg = config(tmp_path / "run", resume="auto", total_timesteps=2400, **options)
     resumed = Trainer(cfg)
     assert torch.equal(resumed.learner.flat, first.trainer.learner.flat)
     assert resumed.state == first.result.state
@@ -180,14 +176,14 @@ def test_initial_sigma_is_refused_where_there_is_none(tmp_path: Path) -> None:
         Trainer(config(tmp_path / "run", env="CartPole-v1", log_std_init=-1.0))
 
 
-@pytest.mark.parametrize("actor", ACTORS)
-def test_a_policy_that_became_nan_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, actor: str) -> None:
+def test_a_policy_that_became_nan_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any]
+) -> None:
     def make(num_envs: int) -> CountingEnv:
         return CountingEnv(num_envs, act_dim=1, action_range=(-np.inf, np.inf), num_actions=3)
 
     made = training.use_fake_envs(monkeypatch, make)
-    monkeypatch.setattr(envs, "make_stream", envs.make)
-    trainer = Trainer(config(tmp_path / "run", env="Any-v0", actor=actor))
+    trainer = Trainer(config(tmp_path / "run", env="Any-v0", **stack))
     trainer.model.unflatten(trainer.learner.flat)["actor.2.bias"][1] = np.nan
     with pytest.raises(NonFiniteError, match="action"):
         trainer.run()

@@ -21,6 +21,7 @@ from training import ACT_DIM, OBS_DIM, Loss, TwoTimesRule, one_thread  # noqa: F
 
 from ppo_fast.config import Config
 from ppo_fast.errors import BackendError, ShapeError
+from ppo_fast.learners.native import NativeLearner
 from ppo_fast.learners.ppo_base import PPOLearner
 from ppo_fast.learners.ppo_step import LossConfig, Minibatch, eager_gradient, functional_gradient, ppo_loss
 from ppo_fast.learners.torch_learner import TorchLearner
@@ -38,13 +39,22 @@ NO_CLIP = 1e30  # a bound on the gradient's norm that never binds
 BETA1 = float(np.float32(1.0 - 0.9))  # exp_avg after one step from zero is this times the gradient
 
 
-def make_learner(model: ActorCritic, flat: Tensor, **options: Any) -> TorchLearner:
+@pytest.fixture(params=["torch", "native"])
+def learner(request: pytest.FixtureRequest) -> str:
+    """Name each learner in turn."""
+    if request.param == "native":
+        request.getfixturevalue("native_core")
+    return str(request.param)
+
+
+def make_learner(model: ActorCritic, flat: Tensor, learner: str = "torch", **options: Any) -> PPOLearner:
     """Return a learner for rollouts of 16 steps x 8 environments; one minibatch per epoch and one epoch by default."""
     defaults: dict[str, Any] = {
-        "num_envs": 8, "num_steps": 16, "minibatch_size": 128, "update_epochs": 1, "update": "eager",
-        "anneal_lr": False, "clip_vloss": LOSS.clip_vloss, "ent_coef": LOSS.ent_coef, "max_grad_norm": NO_CLIP,
+        "num_envs": 8, "num_steps": 16, "minibatch_size": 128, "update_epochs": 1, "anneal_lr": False,
+        "learner": learner, "update": "eager" if learner == "torch" else "auto", "clip_vloss": LOSS.clip_vloss, "ent_coef": LOSS.ent_coef, "max_grad_norm": NO_CLIP,
     }  # fmt: skip
-    return TorchLearner(model, flat, Config(**{**defaults, **options}), torch.device("cpu"))
+    make = {"torch": TorchLearner, "native": NativeLearner}[learner]
+    return make(model, flat, Config(**{**defaults, **options}), torch.device("cpu"))
 
 
 def by_name(model: ActorCritic, vector: Tensor) -> dict[str, Tensor]:
@@ -81,16 +91,19 @@ def test_gradient_is_as_exact_as_the_reference(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_learner_takes_the_gradient_of_the_valid_rows_and_reports_their_metrics(kind: str) -> None:
-    model = KINDS[kind]
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_learner_takes_the_gradient_of_the_valid_rows_and_reports_their_metrics(
+    kind: str, activation: str, learner: str
+) -> None:
+    model = replace(KINDS[kind], activation=activation)
     gradients, metrics = TwoTimesRule(), TwoTimesRule()
     for seed in range(32):
         flat = training.random_parameters(model, seed)
         rollout = training.random_rollout(model, flat, seed)
-        learner = make_learner(model, flat)
-        reported = learner.update(rollout)
+        updated = make_learner(model, flat, learner)
+        reported = updated.update(rollout)
         (single, single_metrics), (double, double_metrics) = references(model, flat, rollout)
-        gradients.add(by_name(model, learner.state()["exp_avg"].double() / BETA1), single, double)
+        gradients.add(by_name(model, updated.state()["exp_avg"].double() / BETA1), single, double)
         assert reported["clip_frac"] == pytest.approx(double_metrics.pop("clip_frac"), abs=1e-6)  # k/n in float32
         single_metrics.pop("clip_frac")
         metrics.add({name: reported[name] for name in double_metrics}, single_metrics, double_metrics)
@@ -112,7 +125,7 @@ def test_loss_goes_through_every_layer_once(kind: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nan_in_reset_rows_changes_not_one_bit_of_the_update(kind: str) -> None:
+def test_nan_in_reset_rows_changes_not_one_bit_of_the_update(kind: str, learner: str) -> None:
     model = KINDS[kind]
     flat = training.random_parameters(model, 7)
     results = []
@@ -121,14 +134,14 @@ def test_nan_in_reset_rows_changes_not_one_bit_of_the_update(kind: str) -> None:
         if poison:
             for name in ("actions", "log_probs", "rewards", "scaled_rewards", "advantages", "returns"):
                 getattr(rollout, name)[~rollout.valid] = np.nan
-        learner = make_learner(model, flat, minibatch_size=32, update_epochs=3)
-        metrics = learner.update(rollout)
+        updated = make_learner(model, flat, learner, minibatch_size=32, update_epochs=3)
+        metrics = updated.update(rollout)
         assert all(map(math.isfinite, metrics.values()))
-        results.append((metrics, learner.flat.numpy().tobytes()))
+        results.append((metrics, updated.flat.numpy().tobytes()))
     assert results[0] == results[1]
 
 
-def test_entropy_of_a_choice_is_a_mean_over_the_valid_rows() -> None:
+def test_entropy_of_a_choice_is_a_mean_over_the_valid_rows(learner: str) -> None:
     # One layer of weights 0 but for the first logit, which is 50 · tanh(20 x) with x = -1 or 1: p = (0, 1/4, ...) or
     # (1, 0, ...), so H = ln 4 or 0. Of the 128 rows, 96 count; of those, 24 have x = -1.
     model = ActorCritic(1, 1, (1,), num_actions=5)
@@ -140,31 +153,33 @@ def test_entropy_of_a_choice_is_a_mean_over_the_valid_rows() -> None:
     rollout.norm_obs[:] = 1.0
     rollout.norm_obs[:4, :6] = -1.0
     rollout.valid[:, 6:] = False
-    reported = make_learner(model, flat).update(rollout)
+    reported = make_learner(model, flat, learner).update(rollout)
     assert reported["entropy"] == pytest.approx(24 / 96 * math.log(4), rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [-1.0, 5.0, 1.5, math.nan, math.inf])
 @pytest.mark.parametrize("kind", CHOICES)
-def test_an_action_that_is_no_index_is_refused_in_a_valid_row_and_ignored_in_a_reset_row(kind: str, bad: float) -> None:
+def test_an_action_that_is_no_index_is_refused_in_a_valid_row_and_ignored_in_a_reset_row(
+    kind: str, bad: float, learner: str
+) -> None:
     model = KINDS[kind]
     flat = training.random_parameters(model, 1)
     rollout = training.random_rollout(model, flat, 1)
-    learner: PPOLearner = make_learner(model, flat)
+    updated = make_learner(model, flat, learner)
     rollout.actions[~rollout.valid] = bad
-    learner.update(rollout)
-    before = learner.flat.clone()
+    updated.update(rollout)
+    before = updated.flat.clone()
     rollout.actions[tuple(np.argwhere(rollout.valid)[0])] = bad
     with pytest.raises(ShapeError, match=r"actions must be indices 0 \.\.\. 4, got "):
-        learner.update(rollout)
-    assert torch.equal(learner.flat, before)
+        updated.update(rollout)
+    assert torch.equal(updated.flat, before)
 
 
 # Compiled
 
 
 @pytest.fixture(scope="module")
-def compiled() -> TorchLearner:
+def compiled() -> PPOLearner:
     """A compiled learner of the kind that differs most from the one of test_ppo_update.py."""
     torch.set_num_threads(1)
     model = KINDS["shared-categorical"]
@@ -174,7 +189,7 @@ def compiled() -> TorchLearner:
         pytest.skip(str(err))
 
 
-def test_compiled_gradient_is_as_exact_as_the_float32_reference(compiled: TorchLearner) -> None:
+def test_compiled_gradient_is_as_exact_as_the_float32_reference(compiled: PPOLearner) -> None:
     assert compiled.mode == "compile"
     model = compiled.model
     rule = TwoTimesRule()
