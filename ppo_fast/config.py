@@ -245,9 +245,10 @@ def _check_values(cfg: Config) -> None:
     require(cfg.target_kl is None or 0 < cfg.target_kl < math.inf, "target_kl", "a finite number above 0, or unset")
     require(len(cfg.hidden_sizes) >= 1 and min(cfg.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
     require(len(set(cfg.log)) == len(cfg.log), "log", "a list without repetitions")
-    if cfg.learner == "torch" and cfg.learner_threads:
+    if cfg.learner_threads and (cfg.learner == "torch" or cfg.update != "auto"):
+        asked = "learner 'torch'" if cfg.learner == "torch" else f"torch's update {cfg.update!r}"
         raise ConfigError(
-            f"learner_threads {cfg.learner_threads} belongs to the native learner, and learner 'torch' was asked for; "
+            f"learner_threads {cfg.learner_threads} belongs to the native learner, and {asked} was asked for; "
             "leave it at 0, or set torch_threads"
         )
     if cfg.learner == "native" and cfg.update != "auto":

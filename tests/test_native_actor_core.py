@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import training
 from training import LEVELS
 
@@ -30,7 +31,9 @@ FIELDS = ("obs", "norm_obs", "actions", "log_probs", "values", "rewards", "termi
 Arrays = dict[str, Any]
 
 
-def make(model: ActorCritic = MODEL, num_envs: int = N, num_steps: int = T, **options: Any) -> Any:
+def make(
+    model: ActorCritic = MODEL, num_envs: int = N, num_steps: int = T, flat: torch.Tensor | None = None, **options: Any
+) -> Any:
     from ppo_fast import _core
 
     a = model.act_dim
@@ -40,7 +43,8 @@ def make(model: ActorCritic = MODEL, num_envs: int = N, num_steps: int = T, **op
     }  # fmt: skip
     actor = _core.PpoActor(native.networks(model), **{**defaults, **options})
     zeros = np.zeros(model.obs_dim, np.float32)
-    actor.load(training.random_parameters(model, 1).numpy(), zeros, zeros + 1)
+    flat = training.random_parameters(model, 1) if flat is None else flat
+    actor.load(flat.numpy(), zeros, zeros + 1)
     return actor
 
 
@@ -248,12 +252,9 @@ def ticks_during(call: Callable[[], Any]) -> tuple[int, float]:
 
 
 def test_other_threads_run_meanwhile() -> None:
-    model, num_envs = ActorCritic(64, 4, (512, 512)), 256
-    actor, arrays, out = (
-        make(model, num_envs, 2, simd=LEVELS[-1]),
-        buffers(model, num_envs, 2),
-        answers(model, num_envs),
-    )
+    model, num_envs = ActorCritic(64, 4, (512, 512)), 3000
+    actor = make(model, num_envs, 2, torch.zeros(model.num_params), simd=LEVELS[-1])
+    arrays, out = buffers(model, num_envs, 2), answers(model, num_envs)
     rows = arrival(range(num_envs), model)
     for call in (lambda: actor.begin(**arrays, first_step=0, **out), lambda: actor.receive(**rows, **out)):
         ticks, seconds = ticks_during(call)
