@@ -89,6 +89,10 @@ class Paced:
                     phases[name.removeprefix("time/")] = phases.get(name.removeprefix("time/"), 0.0) + value
         return Sample(int(self._rows[-1]["env_steps"] - before), self._end - self._start, phases)
 
+    def lane(self, iterations: int) -> Lane:
+        """Return a lane of ``iterations``."""
+        return lambda: self.advance(iterations)
+
     def close(self) -> None:
         """End the loop at its next iteration and wait for it."""
         self._closing = True

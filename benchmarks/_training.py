@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ppo_fast.rollout import Worker, make_worker
 from ppo_fast.timing import PhaseTimer
 from ppo_fast.trainer import Trainer
 
-from ._measure import Paced
+from ._measure import Lane, Paced, Sample
 
 
 def how(learner: PPOLearner) -> str:
@@ -52,6 +53,18 @@ class PacedTrainer(Paced):
         t = self.trainer
         cfg = dataclasses.replace(t.cfg, **options)
         return make_worker(cfg, actor, t.model, t.normalizer, t.device, PhaseTimer())
+
+
+def rollouts(worker: Worker, flat: torch.Tensor, number: int) -> Lane:
+    """Return a lane of that many rollouts under the parameters ``flat``, and nothing learned from them."""
+
+    def run() -> Sample:
+        worker.timer.take()
+        start = perf_counter()
+        env_steps = sum(worker.collect(flat).num_valid for _ in range(number))
+        return Sample(env_steps, perf_counter() - start, worker.timer.take())
+
+    return run
 
 
 class PacedReference(Paced):

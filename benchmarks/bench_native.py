@@ -25,6 +25,7 @@ from ppo_fast.normalizers import ObsNormalizer
 
 from ._limit import work
 from ._measure import Lane, Sample
+from ._update import fastest_update, per_sample, random_rollout
 from .conftest import Bench
 
 _core = pytest.importorskip("ppo_fast._core", reason="the C++ core does not load", exc_type=ImportError)
@@ -36,33 +37,6 @@ STEPS, ENVS, SEED = 32, 64, 1
 AGREE = 1e-2  # bound on |step of one - step of the other| / |step| over a whole update: rounding differs
 ACT_AGREE = 1e-4  # bound on the difference of actions and values, and of log-probabilities of about -8
 Acted = tuple[Float32, ...]  # normalised observations (N, D), actions (N, A), log-probabilities (N,), values (N,)
-
-
-def random_rollout(model: ActorCritic, num_steps: int, num_envs: int) -> Rollout:
-    rng = np.random.default_rng(1)
-    rollout = Rollout.allocate(num_steps, num_envs, model.obs_dim, model.act_dim)
-    for array in (rollout.norm_obs, rollout.advantages, rollout.returns, rollout.values_all):
-        array[:] = rng.normal(size=array.shape)
-    rollout.actions[:] = rng.normal(scale=0.6, size=rollout.actions.shape)
-    rollout.log_probs[:] = -8.0
-    rollout.valid[:] = rng.random(rollout.valid.shape) < 0.99
-    return rollout
-
-
-def fastest_update(learner: PPOLearner, flat: torch.Tensor, rollout: Rollout, repeats: int) -> Lane:
-    fresh = learner.state()
-
-    def lane() -> Sample:
-        seconds = []
-        for _ in range(repeats):
-            learner.flat.copy_(flat)
-            learner.load(fresh)
-            start = perf_counter()
-            learner.update(rollout)
-            seconds.append(perf_counter() - start)
-        return Sample(rollout.valid.size, min(seconds), {"update": min(seconds)})
-
-    return lane
 
 
 def learners(flat: torch.Tensor, cfg: dict[str, int], *, smoke: bool) -> tuple[dict[str, PPOLearner], str]:
@@ -96,7 +70,7 @@ def test_native_update(minibatch: int, bench: Bench) -> None:
         error = float((moved - expected).norm() / expected.norm())
         assert error <= AGREE, f"{name}: the update differs from eager's by {error:.1e}"
         learner.load({name: torch.zeros_like(tensor) for name, tensor in learner.state().items()})
-        repeats = bench.steps(20 if name.startswith("native") else 4)
+        repeats = bench.steps(8 if name.startswith("native") else 2)
         lanes[name] = fastest_update(learner, flat, rollout, repeats)
 
     section = f"105-64-64-(8, 1): update of {STEPS * ENVS} rows, {epochs} epochs, minibatch {minibatch}"
@@ -108,8 +82,7 @@ def test_native_update(minibatch: int, bench: Bench) -> None:
     bench.contest(section, lanes, rows)
     for name in lanes:
         row = bench.report.sections[section][name]
-        best = min(sample.seconds for sample in row.samples)
-        row.note = f"{1e6 * best / (STEPS * ENVS * epochs):.2f} us per sample per epoch at best"
+        row.note = per_sample(row.samples, epochs)
     bench.report.sections[section]["eager"].note += why_not
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from time import perf_counter
 
 import numpy as np
-import torch
 
 from ppo_fast import envs
 from ppo_fast.reference.ppo import PPO
-from ppo_fast.rollout import Worker
 
 from ._ceiling import Recording, ceilings
 from ._limit import Work, count
-from ._measure import Lane, Sample, timed
-from ._training import reference_settings
+from ._measure import Lane, timed
+from ._training import reference_settings, rollouts
 from .conftest import Bench
 
 
@@ -40,16 +37,6 @@ def test_rollout(env_id: str, bench: Bench) -> None:
         rows = {name: {"ceiling": tuple(alone), "reference": theirs, "work": acts} for name in lanes}
         bench.contest(f"{env_id}: collect", lanes, rows)
         bench.keep(f"{env_id}: collect", cfg)
-
-
-def rollouts(worker: Worker, flat: torch.Tensor, number: int) -> Lane:
-    def run() -> Sample:
-        worker.timer.take()
-        start = perf_counter()
-        env_steps = sum(worker.collect(flat).num_valid for _ in range(number))
-        return Sample(env_steps, perf_counter() - start, worker.timer.take())
-
-    return run
 
 
 def gymnasium_alone(recording: Recording, steps: int) -> Lane:

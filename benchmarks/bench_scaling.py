@@ -15,10 +15,8 @@ from ._ceiling import ceilings, record, steps_needed
 from ._limit import Work, work
 from ._measure import Lane
 from ._recipes import describe
-from ._training import PacedTrainer, how
-from .bench_native import fastest_update, random_rollout
-from .bench_rollout import rollouts
-from .bench_train import lane
+from ._training import PacedTrainer, how, rollouts
+from ._update import fastest_update, per_sample, random_rollout
 from .conftest import Bench
 
 ENV = "HalfCheetah-v5"
@@ -52,7 +50,7 @@ def test_number_of_environments(num_envs: int, bench: Bench) -> None:
         lanes: dict[str, Lane] = {
             **alone,
             f"rollout, {actor} actor": rollouts(worker, flat, iterations),
-            "training": lane(loop, iterations),
+            "training": loop.lane(iterations),
         }
         rows = {name: {"ceiling": tuple(alone), "work": Work(trains.acting)} for name in lanes}
         rows["training"] |= {"work": trains, "note": f"{describe(cfg)}; {how(learner)}, threads {learner.threads}"}
@@ -83,5 +81,4 @@ def test_sizes_of_networks(bench: Bench) -> None:
     bench.contest(section, lanes, rows)
     for name in lanes:
         row = bench.report.sections[section][name]
-        best = min(sample.seconds for sample in row.samples)
-        row.note = f"{1e6 * best / (num_envs * num_steps):.2f} us per sample at best"
+        row.note = per_sample(row.samples, epochs=1)

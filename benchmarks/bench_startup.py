@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import linear_regression
 from time import perf_counter, sleep
@@ -39,25 +39,32 @@ def training(cfg: Config, cache: Path) -> Iterator[subprocess.Popen[bytes]]:
         cfg: the options.
         cache: where torch.compile keeps what it has compiled.
     """
-    command = [sys.executable, "-m", "ppo_fast.train", "--quiet", "--config", str(cache.parent / f"{cache.name}.toml")]
-    Path(command[-1]).write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in cfg.to_dict().items() if v is not None))
+    options = {name: value for name, value in cfg.to_dict().items() if value is not None}
+    Path(f"{cfg.run_dir}.toml").write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in options.items()))
+    command = [sys.executable, "-m", "ppo_fast.train", "--config", f"{cfg.run_dir}.toml"]
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    with open(cache.parent / f"{cache.name}.log", "wb") as log:
+    with open(f"{cfg.run_dir}.log", "wb") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def assert_running(process: subprocess.Popen[bytes], cfg: Config) -> None:
+    """Show what the command said if it has ended."""
+    assert process.poll() is None, Path(f"{cfg.run_dir}.log").read_text()
 
 
 def wait_for_rows(process: subprocess.Popen[bytes], cfg: Config, rows: int) -> None:
     """Return when metrics.jsonl has that many rows."""
     path = Path(cfg.run_dir) / "metrics.jsonl"
     while not path.exists() or path.read_bytes().count(b"\n") < rows:
-        assert process.poll() is None, f"training ended with code {process.returncode}"
+        assert_running(process, cfg)
         sleep(POLL)
 
 
@@ -70,11 +77,10 @@ def test_seconds_to_the_first_update(bench: Bench, tmp_path: Path) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(1 if bench.smoke else 3):
         with bench.machine.watch():
-            for name, (learner, update) in ways.items():
-                run_dir = tmp_path / f"{name}-{repeat}"
-                cfg = bench.config(ENV, learner=learner, update=update, run_dir=str(run_dir))
+            for i, (name, (learner, update)) in enumerate(ways.items()):
+                cfg = bench.config(ENV, learner=learner, update=update, run_dir=str(tmp_path / f"run-{repeat}-{i}"))
                 start = perf_counter()
-                with training(cfg, tmp_path / f"{learner}-{repeat}") as process:  # the two compiled runs share a cache
+                with training(cfg, tmp_path / f"cache-{repeat}") as process:  # which the two compiled runs share
                     wait_for_rows(process, cfg, 1)
                     seconds[name].append(perf_counter() - start)
     for name, values in seconds.items():
@@ -99,7 +105,7 @@ def test_memory(bench: Bench, tmp_path: Path) -> None:
         wait_for_rows(process, cfg, 2)
         start = perf_counter()
         while (now := perf_counter() - start) <= duration:
-            assert process.poll() is None, f"training ended with code {process.returncode}"
+            assert_running(process, cfg)
             minutes.append(now / 60.0)
             resident.append(resident_mib(process.pid))
             sleep(interval)

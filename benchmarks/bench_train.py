@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 
 from ._ceiling import ceilings
 from ._limit import work
-from ._measure import Lane, Paced
+from ._measure import Lane
 from ._recipes import FAST, SAMPLE_EFFICIENT, describe, preset_sample_is, recipes
 from ._training import PacedReference, PacedTrainer, how
 from .conftest import GATE, Bench
@@ -24,7 +24,7 @@ def test_train(env_id: str, bench: Bench) -> None:
             cfg, name = bench.config(env_id, recipe), f"training, {recipe}"
             loop = stack.enter_context(closing(PacedTrainer(cfg)))
             learner = loop.trainer.learner
-            lanes[name] = lane(loop, bench.iterations(env_id, cfg))
+            lanes[name] = loop.lane(bench.iterations(env_id, cfg))
             rows[name] = {
                 "ceiling": tuple(alone),
                 "reference": REFERENCE if recipe == FAST else "",
@@ -34,14 +34,10 @@ def test_train(env_id: str, bench: Bench) -> None:
             }
             bench.keep(f"{section}, {recipe}", cfg, update=learner.mode, compile_s=learner.compile_s)
         reference = stack.enter_context(closing(PacedReference(bench.config(env_id))))
-        lanes[REFERENCE] = lane(reference, 1)
+        lanes[REFERENCE] = reference.lane(1)
         rows[REFERENCE] = {"ceiling": tuple(alone), "reference": REFERENCE}
         bench.contest(section, lanes, rows)
     if bench.gate and env_id == "Ant-v5":
         ratio = bench.report.of_ceiling(section, f"training, {SAMPLE_EFFICIENT}")
         assert ratio is not None
         assert ratio >= GATE, f"{SAMPLE_EFFICIENT} training of {env_id} ran at {ratio:.3f} of the ceiling, below {GATE}"
-
-
-def lane(loop: Paced, iterations: int) -> Lane:
-    return lambda: loop.advance(iterations)

@@ -35,7 +35,7 @@ from .report import Quantity, Report, Row, text
 # So few steps that a torch learner would not compile, where there is no native one.
 SMOKE = {"num_envs": 4, "num_steps": 8, "minibatch_size": 16, "update_epochs": 2, "total_timesteps": 10_000}
 GATE = 0.85  # of the ceiling: training Ant-v5 by the sample-efficient recipe
-LANE = 8192  # env steps of a lane on Ant-v5: about a second on two cores
+LANE = 6144  # env steps of a lane on Ant-v5: about half a second on two cores
 _BENCH = pytest.StashKey["Bench"]()
 
 
@@ -93,7 +93,7 @@ class Bench:
         return 4 if self.smoke else full
 
     def iterations(self, env_id: str, cfg: Config) -> int:
-        """Return how many iterations of a trainer make a lane of about a second."""
+        """Return how many iterations of a trainer make a lane."""
         return self.steps(max(1, round(LANE * WORK[env_id] / cfg.batch_size)))
 
     def config(self, env_id: str, recipe: str = FAST, **overrides: Any) -> Config:
@@ -119,8 +119,8 @@ class Bench:
         self.report.configs[name] = {k: v for k, v in cfg.to_dict().items() if k != "run_dir"} | facts
 
     def ceiling_steps(self, env_id: str) -> int:
-        """Return how many steps of each environment a ceiling lane takes: about a second on two cores."""
-        return self.steps(128 * WORK[env_id])
+        """Return how many steps of each of 64 environments a ceiling lane takes."""
+        return self.steps(LANE // 64 * WORK[env_id])
 
     def policy(self, env_id: str) -> PacedTrainer:
         """Return a trainer of preset fast that has learned briefly and stands still; one for the whole session."""
