@@ -94,10 +94,9 @@ def show(console: Console, report: Report) -> None:
     for group in report.groups:
         console.print(table(group))
     console.print(
-        "\n2x: root-mean-square error against float64, in units of that of the reference in float32\n"
-        f"met on the way: {report.transitions:,} transitions, {report.resets:,} reset rows, {report.minibatches:,} "
-        f"minibatches; {report.clipped_ratios:.0%} of the ratios and {report.clipped_gradients:.0%} of the gradients "
-        "were clipped",
+        "\n2x: root-mean-square error against float64, in units of the float32 reference's\n"
+        f"met: {report.transitions:,} transitions, {report.resets:,} reset rows, {report.minibatches:,} minibatches\n"
+        f"clipped: {report.clipped_ratios:.0%} of the ratios, {report.clipped_gradients:.0%} of the gradients",
         markup=False,
     )
     failures = report.failures()
@@ -118,14 +117,14 @@ def table(group: Group) -> Text:
     if any(below for _, _, below in heads):
         out.append("\n" + " " * STAGE + "".join(f"{above:>{CELL}}" for above, _, _ in heads))
         heads = [(below or above, "", "") for above, _, below in heads]
-    out.append(f"\n{group.title:<{STAGE}}" + "".join(f"{name:>{CELL}}" for name, _, _ in heads) + "   allowed")
+    out.append(f"\n{group.title:<{STAGE}}" + "".join(f"{name:>{CELL}}" for name, _, _ in heads) + "  allowed")
     out.stylize("bold")
     for stage, kind in group.stages.items():
         out.append(f"\n  {stage:<{STAGE - 2}}")
         for rules in group.columns.values():
             fails = bool(rules[stage].complaint())
             out.append(f"{'! ' * fails + rules[stage].shown():>{CELL}}", style="bold red" if fails else "")
-        out.append(f"   {kind.allowed}", style="dim")
+        out.append(f"  {kind.allowed}", style="dim")
     for reason, names in group.missing_by_reason().items():
         out.append(f"\n  without {', '.join(names)}: {reason}", style="yellow")
     return out
