@@ -17,7 +17,7 @@ from commands import call
 from fakes import CountingEnv
 from training import Run, config, one_thread  # noqa: F401
 
-from ppo_fast import checkpoint, envs, play
+from ppo_fast import checkpoint, play
 from ppo_fast.checkpoint import Checkpoint
 from ppo_fast.envs.base import EnvSpec
 from ppo_fast.errors import ConfigError, NonFiniteError
@@ -25,6 +25,7 @@ from ppo_fast.evaluation import Policy, evaluate, load_policy, policy_from, spec
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
 from ppo_fast.trainer import Trainer
+
 
 def run(path: Path, **options: Any) -> Run:
     defaults: dict[str, Any] = {"env": "CartPole-v1", "shared_trunk": True, "ent_coef": 0.01}

@@ -51,7 +51,8 @@ def make_learner(model: ActorCritic, flat: Tensor, learner: str = "torch", **opt
     """Return a learner for rollouts of 16 steps x 8 environments; one minibatch per epoch and one epoch by default."""
     defaults: dict[str, Any] = {
         "num_envs": 8, "num_steps": 16, "minibatch_size": 128, "update_epochs": 1, "anneal_lr": False,
-        "learner": learner, "update": "eager" if learner == "torch" else "auto", "clip_vloss": LOSS.clip_vloss, "ent_coef": LOSS.ent_coef, "max_grad_norm": NO_CLIP,
+        "learner": learner, "update": "eager" if learner == "torch" else "auto",
+        "clip_vloss": LOSS.clip_vloss, "ent_coef": LOSS.ent_coef, "max_grad_norm": NO_CLIP,
     }  # fmt: skip
     make = {"torch": TorchLearner, "native": NativeLearner}[learner]
     return make(model, flat, Config(**{**defaults, **options}), torch.device("cpu"))
