@@ -47,8 +47,8 @@ class Row:
 
     def phases(self) -> dict[str, float]:
         """Return seconds by phase of all rounds; what no phase names is ``other``."""
-        names = {name for sample in self.samples for name in sample.phases}
-        out = {name: sum(sample.phases.get(name, 0.0) for sample in self.samples) for name in sorted(names)}
+        names = dict.fromkeys(name for sample in self.samples for name in sample.phases)
+        out = {name: sum(sample.phases.get(name, 0.0) for sample in self.samples) for name in names}
         if out:
             out["other"] = sum(sample.seconds for sample in self.samples) - sum(out.values())
         return out

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Step = Callable[[Optimizer, Tensor, Minibatch], None]
 
 # On two CPU cores a compilation costs about 17 s, 5 s when it has been made before, and saves 0.6 to 0.9 ms per step
-# (benchmarks/bench_update.py): it pays after 6,000 to 25,000 steps.
+# (benchmarks/bench_native.py): it pays after 6,000 to 25,000 steps.
 COMPILE_PAYS_AFTER = 15_000
 
 
