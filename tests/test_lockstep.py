@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from training import one_thread  # noqa: F401
 
-from ppo_fast import kernels
+from ppo_fast import kernels, native
 from ppo_fast.batch import Rollout
 from ppo_fast.envs import gymnasium as adapter
 from ppo_fast.envs.base import ActionRescaler
@@ -329,10 +329,9 @@ def test_a_broken_native_learner_is_found_on_its_level_alone(monkeypatch: pytest
 
     monkeypatch.setattr(actors, "ACTORS", {"torch": actors.ACTORS["torch"]})
     monkeypatch.setattr(learners, "LEARNERS", {"native baseline": make, "broken": Broken})
-    report = compare()
-    if "broken" in report.groups[-1].missing:
-        pytest.skip(report.groups[-1].missing["broken"])
-    found = report.failures()
+    if reason := native.lacks(ActorCritic(4, 1)):
+        pytest.skip(reason)
+    found = compare().failures()
     assert ("learners", "clipped gradient", "broken") in found
     assert {implementation for _, _, implementation in found} == {"broken"}
 
@@ -371,6 +370,19 @@ def test_a_broken_actor_is_found(
 ) -> None:
     wrap(monkeypatch, owner, name, change)
     assert failures_before_learning() == {("actors", stage, "torch")}
+
+
+def test_a_broken_native_actor_is_found_on_its_level_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = actors.ACTORS["native baseline"]
+
+    def other_noise(env: Any, model: ActorCritic, normalizer: ObsNormalizer, cfg: Any) -> Any:
+        return make(env, model, normalizer, dataclasses.replace(cfg, seed=cfg.seed + 1))
+
+    monkeypatch.setattr(actors, "ACTORS", {"native baseline": make, "broken": other_noise})
+    monkeypatch.setattr(learners, "LEARNERS", {EAGER: learners.LEARNERS[EAGER]})
+    if reason := native.lacks(ActorCritic(4, 1)):
+        pytest.skip(reason)
+    assert failures_before_learning() == {("actors", "sampled actions", "broken")}
 
 
 def test_an_actor_whose_values_are_another_networks_is_found(
