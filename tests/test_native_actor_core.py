@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import training
-from training import LEVELS
+from training import LEVELS, ticks_during
 
 from ppo_fast import native
 from ppo_fast.batch import Rollout
@@ -229,26 +226,6 @@ def test_ten_thousand_arrivals_allocate_nothing() -> None:
         used.append(resident_kb())
     assert actor.remaining == 0
     assert used[-1] - used[9] <= 256
-
-
-def ticks_during(call: Callable[[], Any]) -> tuple[int, float]:
-    """Return how often this thread ran while another was in ``call``, and how long that took."""
-    started, took = threading.Event(), []
-
-    def work() -> None:
-        started.set()
-        start = time.perf_counter()
-        call()
-        took.append(time.perf_counter() - start)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    started.wait()
-    ticks = 0
-    while thread.is_alive():
-        time.sleep(0.002)
-        ticks += 1
-    return ticks, took[0]
 
 
 def test_other_threads_run_meanwhile() -> None:

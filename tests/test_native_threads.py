@@ -9,7 +9,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import training
-from training import LEVELS, TwoTimesRule, one_thread  # noqa: F401
+from training import LEVELS, TwoTimesRule, one_thread, ticks_during  # noqa: F401
 
 import ppo_fast
 from ppo_fast import cpus
@@ -225,26 +224,9 @@ def test_other_threads_run_during_an_update() -> None:
     )
     rollout = Rollout.allocate(64, 64, model.obs_dim, model.act_dim)
     rollout.valid[:] = True
-    ran, epochs, epoch = [], [], learner._epoch
-
-    def timed(*args: Any) -> Any:
-        before, start = len(ran), time.perf_counter()
-        result = epoch(*args)  # one call of the core
-        epochs.append((len(ran) - before, time.perf_counter() - start))
-        return result
-
-    def run() -> None:
-        while len(epochs) < 2:
-            ran.append(None)
-            time.sleep(0.002)
-
-    learner._epoch = timed  # type: ignore[method-assign]
-    other = threading.Thread(target=run)
-    other.start()
-    learner.update(rollout)
-    other.join()
-    assert max(seconds for _, seconds in epochs) > 0.05, "too short to tell"
-    assert max(ticks for ticks, _ in epochs) >= 10  # one or two, if an epoch held the interpreter's lock
+    ticks, seconds = ticks_during(lambda: learner.update(rollout))
+    assert seconds > 0.05, "too short to tell"
+    assert ticks >= 10  # a few while the batch is staged, if the core held the interpreter's lock
 
 
 FORKS = """

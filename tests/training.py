@@ -6,6 +6,8 @@ Axes: T steps · N envs · B = T·N rows · D observation · A action · P param
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,3 +256,26 @@ class TwoTimesRule(rules.TwoTimesRule):
         """Fail unless the rule holds over 32 batches or more."""
         complaint = self.complaint()
         assert not complaint, f"error over twice that of the float32 reference: {complaint}"
+
+
+# Threads
+
+
+def ticks_during(call: Callable[[], Any]) -> tuple[int, float]:
+    """Return how often this thread ran while another was in ``call``, and how long that took."""
+    started, took = threading.Event(), []
+
+    def work() -> None:
+        started.set()
+        start = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - start)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait()
+    ticks = 0
+    while thread.is_alive():
+        time.sleep(0.002)
+        ticks += 1
+    return ticks, took[0]
