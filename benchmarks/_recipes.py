@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,21 +20,21 @@ FAST, SAMPLE, SAMPLE_EFFICIENT, RL_GAMES = "preset fast", "preset sample", "samp
 
 def recipes(env_id: str) -> dict[str, dict[str, Any]]:
     """Return name -> options of every recipe for a task; preset sample only where no other is the same."""
-    out: dict[str, dict[str, Any]] = {
-        FAST: {"preset": "fast"},
-        SAMPLE_EFFICIENT: cases.SAMPLE_EFFICIENT,
-        RL_GAMES: cases.RL_GAMES[env_id],
-    }
-    return out if preset_sample_is(env_id, out) else {**out, SAMPLE: {"preset": "sample"}}
+    others = _others(env_id)
+    return others if preset_sample_is(env_id) else {**others, SAMPLE: {"preset": "sample"}}
 
 
-def preset_sample_is(env_id: str, others: Mapping[str, dict[str, Any]]) -> str:
-    """Return which of ``others``, name -> options, preset sample is for a task; empty if none."""
+def preset_sample_is(env_id: str) -> str:
+    """Return which of the other recipes for a task preset sample is; empty if none."""
     sample = resolve(env=env_id, preset="sample")
-    same = (
-        name for name, options in others.items() if replace(resolve(env=env_id, **options), preset="sample") == sample
-    )
-    return next(same, "")
+    for name, options in _others(env_id).items():
+        if replace(resolve(env=env_id, **options), preset="sample") == sample:
+            return name
+    return ""
+
+
+def _others(env_id: str) -> dict[str, dict[str, Any]]:
+    return {FAST: {"preset": "fast"}, SAMPLE_EFFICIENT: cases.SAMPLE_EFFICIENT, RL_GAMES: cases.RL_GAMES[env_id]}
 
 
 def describe(cfg: Config) -> str:

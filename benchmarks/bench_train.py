@@ -19,7 +19,7 @@ def test_train(env_id: str, bench: Bench) -> None:
     lanes: dict[str, Lane] = dict(alone)
     rows = {name: {"ceiling": tuple(alone)} for name in alone}
     with ExitStack() as stack:
-        same = preset_sample_is(env_id, recipes(env_id))
+        same = preset_sample_is(env_id)
         for recipe in recipes(env_id):
             cfg, name = bench.config(env_id, recipe), f"training, {recipe}"
             loop = stack.enter_context(closing(PacedTrainer(cfg)))
