@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import hypothesis
+import memory
 import numpy as np
 import pytest
 import torch
@@ -431,16 +431,17 @@ def test_an_update_writes_to_nothing_in_the_rollout() -> None:
         np.testing.assert_array_equal(getattr(rollout, name), array, err_msg=name)
 
 
+@memory.seen
 def test_ten_thousand_steps_allocate_nothing() -> None:
     flat = training.random_parameters(MODEL, 18)
     rollout = training.random_rollout(MODEL, flat, 18)
     learner = make_learner(MODEL, flat, minibatch_size=16, update_epochs=25)
     learner.update(rollout)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory.resident_bytes()
     for _ in range(50):  # x 25 epochs x 8 minibatches
         learner.update(rollout)
     assert learner.adam_steps == 51 * 200
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before <= 1024  # kB
+    assert memory.resident_bytes() - before <= 2**19
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 
+import memory
 import numpy as np
 import pytest
 
@@ -176,22 +177,17 @@ def small_calls() -> dict[str, Callable[[], object]]:
     }
 
 
-def resident_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc to see the process's memory")
+@memory.seen
 @pytest.mark.parametrize("name", small_calls())
 def test_ten_thousand_calls_leak_nothing(backend: str, name: str) -> None:
     call = small_calls()[name]
     for _ in range(1000):
         call()
-    before = resident_bytes()
+    before = memory.resident_bytes()
     for _ in range(10_000):
         call()
     # 48 bytes, the smallest array or object, leaked per call would be 480 kB
-    assert resident_bytes() - before < 400_000
+    assert memory.resident_bytes() - before < 400_000
     tracemalloc.start()
     try:
         call()
