@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ppo_fast import kernels
+from ppo_fast.errors import BackendError
 from ppo_fast.models import ActorCritic
 
 if TYPE_CHECKING:
@@ -40,3 +41,17 @@ def networks(model: ActorCritic) -> _core.Networks:
         activation=model.activation,
         shared_trunk=model.shared_trunk,
     )
+
+
+def simd_level() -> str:
+    """Return the SIMD level that the core runs here: the best there is, or what ``PPO_FAST_SIMD`` says.
+
+    Raises:
+        BackendError: ``PPO_FAST_SIMD`` names a level that this processor does not run.
+    """
+    from ppo_fast import _core
+
+    try:
+        return _core.simd_level()
+    except ValueError as err:
+        raise BackendError(str(err)) from None

@@ -90,7 +90,9 @@ def banner(trainer: object) -> str:
         "network": f"{'-'.join(map(str, cfg.hidden_sizes))} {cfg.activation}{', shared trunk' * cfg.shared_trunk}, "
         f"{info['num_params']:,} parameters",
         "device": f"{info['device']['got']} (asked: {cfg.device})",
-        "actor": info["actor"]["name"] + (f" ({info['actor']['reason']})" if info["actor"]["reason"] else ""),
+        "actor": info["actor"]["name"]
+        + (f" ({info['actor']['reason']})" if info["actor"]["reason"] else "")
+        + (f", SIMD {info['actor']['simd']}" if info["actor"]["simd"] else ""),
         "learner": learner["name"] + (f" ({learner['reason']})" if learner["reason"] else "") + f", {how}",
         "kernels": kernels["active"] + (f" ({missing})" if missing else ""),
         "machine": f"{info['machine']['cpu']}, {info['machine']['cpus']} CPUs",

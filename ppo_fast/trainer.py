@@ -21,6 +21,7 @@ from ppo_fast.envs.episodes import EpisodeTracker
 from ppo_fast.errors import CheckpointError, NonFiniteError, PPOFastError
 from ppo_fast.evaluation import EVALUATION, EpisodeStats, Policy, evaluate, spec_to_json
 from ppo_fast.learners.choose import make_learner
+from ppo_fast.native import simd_level
 from ppo_fast.normalizers import ObsNormalizer, RewardScaler
 from ppo_fast.rollout import choose_actor, make_worker
 from ppo_fast.run_dir import RunDir
@@ -263,7 +264,7 @@ class Trainer:
             **build_info(),
             "env_backend": {"name": backend, "reason": reason, "workers": workers, "mode": mode},
             "device": {"asked": self.cfg.device, "got": str(self.device)},
-            "actor": {"name": self.actor, "reason": self.why_actor},
+            "actor": {"name": self.actor, "reason": self.why_actor, "simd": simd_level() if native else None},
             "learner": {
                 "name": self.learner.name,
                 "reason": self.why_learner,
