@@ -405,10 +405,10 @@ def test_every_step_of_an_update_is_as_exact_as_the_reference_on_its_recorded_ba
     ppo = Recording(settings)
     model = ppo.model
     ppo.warm_up()
-    progress = ppo.env_steps / 4000  # as the trainer counts it: before the rollout
     batch = ppo.rollout()
     ppo.judge(batch)
     assert (~batch["valid"]).sum() >= 3
+    progress = ppo.progress()
     reference_kl = ppo.learn(batch)["approx_kl"]
     ppo.envs.close()
 

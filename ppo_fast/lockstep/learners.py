@@ -103,7 +103,7 @@ class Learners(Watcher):
         rollout = minibatch_rollout(ppo, chosen)
         for name, learner in self._learners.items():
             rules = self.group.columns[name]
-            learner.set_progress(ppo.progress(ppo.taken_before))
+            learner.set_progress(ppo.progress())
             metrics = take_step(learner, rollout, fresh, adam_steps=0, epoch=epoch)
             for key, ours in (("loss", total_loss(metrics, settings)), ("KL", metrics["approx_kl"])):
                 rules[key].add({key: ours}, *({key: theirs[key]} for theirs in losses))

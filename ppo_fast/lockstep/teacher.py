@@ -103,7 +103,6 @@ class Teacher(PPO):
 
     def learn(self, batch: dict[str, Array]) -> dict[str, float]:
         """Learn, as the reference does."""
-        self.taken_before = self.env_steps - int(batch["valid"].sum())  # which the trainer's schedule goes by
         self._order = iter(self._minibatches(batch["valid"].reshape(-1)))
         learned = super().learn(batch)
         for watcher in self.watchers:

@@ -183,9 +183,9 @@ class PPO:
     def learn(self, batch: dict[str, Array]) -> dict[str, float]:
         """Take update_epochs passes of gradient steps over shuffled minibatches of the rows that count."""
         s = self.settings
-        taken_before = self.env_steps - int(batch["valid"].sum())
+        progress = self.progress()
         for group in self.optimizer.param_groups:
-            group["lr"] = s.learning_rate * (1 - self.progress(taken_before) if s.anneal_lr else 1)
+            group["lr"] = s.learning_rate * (1 - progress if s.anneal_lr else 1)
         rows = {
             key: torch.from_numpy(batch[key].reshape(s.num_envs * s.num_steps, *batch[key].shape[2:]))
             for key in ("norm_obs", "actions", "log_probs", "advantages", "returns", "valid")
@@ -228,9 +228,9 @@ class PPO:
         return loss, losses.approx_kl(log_ratio.detach())
 
     # --- repeat ------------------------------------------------------------------------------------------------------
-    def progress(self, env_steps: int) -> float:
-        """Return which share of total_timesteps ``env_steps`` are."""
-        return min(env_steps / self.settings.total_timesteps, 1.0)
+    def progress(self) -> float:
+        """Return the share of total_timesteps that has been taken."""
+        return min(self.env_steps / self.settings.total_timesteps, 1.0)
 
     def warm_up(self) -> None:
         """Show the normalisers one rollout of the initial policy before anything is learned."""
