@@ -104,7 +104,7 @@ def test_memory(bench: Bench, tmp_path: Path) -> None:
         run_dir=str(tmp_path / "run"),
         num_envs=4 if bench.smoke else 1024,
         eval_every=Config.eval_every,
-        total_timesteps=10**9,
+        total_timesteps=int(50e6 * max(1.0, bench.memory_minutes)),  # more than it gets to, and no orphan runs for ever
     )
     minutes, resident = [], []
     with training(cfg, tmp_path / "cache") as process:
