@@ -433,7 +433,7 @@ def test_a_real_run_tells_what_runs_how_far_it_is_and_where_its_results_are(tmp_
     assert banner["device"] == "cpu (asked: cpu)"
     assert banner["learner"] == "torch, update eager (asked for)"
     assert banner["kernels"].startswith("reference")  # --kernels beats PPO_FAST_BACKEND
-    assert banner["actor"] == "native (the fastest on the CPU)"
+    assert re.fullmatch(r"native \(the fastest on the CPU\), SIMD (avx512|avx2|baseline)", banner["actor"])
     assert re.match(r"torch 1, envpool [1-4], learner 1$", banner["threads"])
     (run,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"InvertedPendulum-v5-fast-seed1-\d{8}-\d{6}", run.name)
