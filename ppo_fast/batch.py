@@ -5,6 +5,7 @@ Axes: T steps · N envs · D observation · A action.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,17 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
+
+
+def aligned_zeros(*shape: int) -> Float32:
+    """Return zeros (``shape``) float32 that begin at a multiple of 64 bytes.
+
+    The last bit of a BLAS product may depend on the alignment of what it reads, and NumPy's differs between processes.
+    """
+    size = math.prod(shape) * 4
+    raw = np.zeros(size + 63, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 @dataclass
@@ -41,8 +53,7 @@ class Rollout:
         """Return a rollout of zeros; the arrays are reused by every rollout of a run."""
         t, n = num_steps, num_envs
 
-        def f32(*shape: int) -> Float32:
-            return np.zeros(shape, np.float32)
+        f32 = aligned_zeros
 
         def flag() -> Bool:
             return np.zeros((t, n), np.bool_)

@@ -2,11 +2,14 @@
 
     step_000000250000/
         model.safetensors      parameters by name, moments of the observation normaliser
-        train.safetensors      optimizer, reward scaler, running episodes
+        train.safetensors      optimizer, reward scaler, running episodes and what replays them
         state.json             counters, config, environment, versions, format_version
         manifest.json          size and SHA-256 of the three files above
 
-A checkpoint is written to a temporary directory, synced, and renamed; nothing in it is ever executed when read.
+A checkpoint is written to a temporary directory, synced, and renamed. Nothing in it is ever executed when read, no link
+in it is followed, and no more of it is read than :data:`MAX_BYTES`.
+
+Formats: 1, until 2026-11, has no log to replay the environments from; it is read still. 2 is what is written.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +29,14 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from ppo_fast.errors import CheckpointError
+from ppo_fast.errors import CheckpointError, LostError
 from ppo_fast.files import sync_dir, to_json, write_synced
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
+MAX_BYTES = {".json": 16 * 2**20, ".safetensors": 2**30}  # of one file
 _TENSOR_FILES = ("model.safetensors", "train.safetensors")
 _FILES = (*_TENSOR_FILES, "state.json")
 
@@ -62,14 +68,23 @@ def save(
     train: dict[str, Tensor],
     state: dict[str, Any],
     keep: int,
+    best: int | None = None,
 ) -> Path:
-    """Write ``directory/step_<env_steps>`` atomically, then remove the oldest beyond ``keep`` (never the new one).
+    """Write ``directory/step_<env_steps>`` atomically, then remove the oldest beyond ``keep``.
+
+    Args:
+        directory: ``checkpoints`` of a run.
+        env_steps: names the checkpoint; one of the same name is replaced.
+        model, train: tensors of the two files, by name.
+        state: JSON-ready values.
+        keep: how many of the newest stay, the new one among them in any case.
+        best: step of one that stays beside them.
 
     Returns:
         The checkpoint's path.
 
     Raises:
-        CheckpointError: it cannot be written; those that were there before still are.
+        CheckpointError: it cannot be written, or is larger than what is read; those that were there before still are.
     """
     final = path_of(directory, env_steps)
     tmp = directory / f".tmp-{os.getpid()}-{final.name}"
@@ -81,6 +96,9 @@ def save(
     manifest = {
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
     }
+    for name, data in contents.items():
+        if len(data) > MAX_BYTES[Path(name).suffix]:
+            raise CheckpointError(f"checkpoint {final} cannot be written: {name} would have {len(data)} bytes")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         remove_stale(directory)
@@ -100,7 +118,8 @@ def save(
         raise CheckpointError(f"checkpoint {final} cannot be written: {err.strerror}") from err
     with contextlib.suppress(OSError):  # an old one that stays costs space, not the run
         for old in [path for path in find(directory) if path != final][keep - 1 :]:
-            os.rename(old, _doomed(old))  # gone at once, or a kill would leave half of it under its name
+            if best is None or old != path_of(directory, best):
+                os.rename(old, _doomed(old))  # gone at once, or a kill would leave half of it under its name
     remove_stale(directory)
     return final
 
@@ -109,7 +128,8 @@ def find(directory: Path) -> list[Path]:
     """Return the checkpoints below ``directory``, newest first; unfinished ones are not among them."""
     if not directory.is_dir():
         return []
-    return sorted((p for p in directory.glob("step_*") if p.is_dir() and p.name[5:].isdigit()), reverse=True)
+    found = (p for p in directory.glob("step_*") if p.is_dir() and not p.is_symlink())
+    return sorted((p for p in found if p.name[5:].isdigit()), reverse=True)
 
 
 def remove_stale(directory: Path) -> None:
@@ -138,8 +158,8 @@ def load(path: Path) -> Checkpoint:
     """
     manifest = _read_json(path / "manifest.json")
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        text = f"{path} has checkpoint format {version!r}; this version reads {FORMAT_VERSION}"
+    if type(version) is not int or version not in READABLE:
+        text = f"{path} has checkpoint format {version!r}; this version reads {' and '.join(map(str, READABLE))}"
         # The version stands in two files, so that a flipped bit is not taken for a format.
         whole = _read_json(path / "state.json").get("format_version") == version
         raise _OtherFormatError(text) if whole else CheckpointError(text)
@@ -151,15 +171,24 @@ def load(path: Path) -> Checkpoint:
         tensors = [safetensors.torch.load(data[name]) for name in _TENSOR_FILES]
     except (safetensors.SafetensorError, ValueError) as err:
         raise CheckpointError(f"{path} holds tensors that cannot be read: {err}") from None
-    return Checkpoint(path, tensors[0], tensors[1], _parse_json(path / "state.json", data["state.json"]))
+    state = _parse_json(path / "state.json", data["state.json"])
+    if state.get("format_version") != version:
+        raise CheckpointError(f"{path / 'state.json'} and its manifest are of different formats")
+    step = state.get("env_steps", 0)
+    if type(step) is not int or not 0 <= step < 10**12:
+        raise CheckpointError(f"{path / 'state.json'} has no number of steps: {step!r:.50}")
+    if path.name.startswith("step_") and "env_steps" in state and path.name != path_of(path.parent, step).name:
+        raise CheckpointError(f"{path} holds the state of another step, {step}")
+    return Checkpoint(path, tensors[0], tensors[1], state)
 
 
-def load_newest(directory: Path, *, rename_damaged: bool = False) -> Checkpoint:
+def load_newest(directory: Path, *, rename_damaged: bool = False, level: int = logging.WARNING) -> Checkpoint:
     """Read the newest good checkpoint below ``directory``; damaged ones are named in a warning and passed over.
 
     Args:
         directory: ``checkpoints`` of a run.
         rename_damaged: set damaged ones aside as ``step_....corrupt``; for whoever is going to write here.
+        level: of the messages that name damaged ones.
 
     Raises:
         CheckpointError: there is none, none is good, or the newest is whole but of another format.
@@ -177,14 +206,28 @@ def load_newest(directory: Path, *, rename_damaged: bool = False) -> Checkpoint:
                     what = f"set aside as {set_aside(path, '.corrupt').name}"
                 except OSError as failure:
                     what += f" (it cannot be renamed: {failure.strerror})"
-            log.warning("damaged checkpoint %s: %s", what, err)
+            log.log(level, "damaged checkpoint %s: %s", what, err)
     if candidates:
-        raise CheckpointError(f"all {len(candidates)} checkpoints in {directory} are damaged")
+        raise LostError(f"all {len(candidates)} checkpoints in {directory} are damaged")
     raise CheckpointError(f"no checkpoint in {directory}")
 
 
-def locate(path: str | Path, *, rename_damaged: bool = False) -> Checkpoint:
-    """Read the checkpoint that ``path`` means: a run directory (its newest) or one checkpoint directory.
+def load_best(directory: Path) -> Checkpoint:
+    """Read the checkpoint below ``directory`` whose evaluation was the best so far.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    step = load_newest(directory).state.get("best_step")
+    if not isinstance(step, int):
+        raise CheckpointError(f"no evaluation has chosen a best checkpoint in {directory} yet")
+    return load(path_of(directory, step))
+
+
+def locate(
+    path: str | Path, *, best: bool = False, rename_damaged: bool = False, level: int = logging.WARNING
+) -> Checkpoint:
+    """Read the checkpoint that ``path`` means: a run directory (its newest, or its best) or one checkpoint directory.
 
     Raises:
         CheckpointError: there is nothing to read at ``path``.
@@ -198,15 +241,13 @@ def locate(path: str | Path, *, rename_damaged: bool = False) -> Checkpoint:
         raise CheckpointError(f"{str(path)!r} cannot be read: {err.strerror}") from None
     if is_one:
         return load(path)
-    return load_newest(path / "checkpoints", rename_damaged=rename_damaged)
+    if best:
+        return load_best(path / "checkpoints")
+    return load_newest(path / "checkpoints", rename_damaged=rename_damaged, level=level)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise CheckpointError(f"{path} cannot be read: {err.strerror}") from None
-    return _parse_json(path, data)
+    return _parse_json(path, _read(path))
 
 
 def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
@@ -222,14 +263,28 @@ def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
 def _read_verified(path: Path, entry: Any) -> bytes:
     try:
         size, digest = int(entry["size"]), str(entry["sha256"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise CheckpointError(f"{path.parent / 'manifest.json'} has no size and sha256 for {path.name}") from None
-    try:
-        if path.stat().st_size != size:
-            raise CheckpointError(f"{path} is damaged: its size is not the {size} bytes of the manifest")
-        data = path.read_bytes()
-    except OSError as err:
-        raise CheckpointError(f"{path} cannot be read: {err.strerror}") from None
+    data = _read(path, size)
     if hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not that of the manifest")
     return data
+
+
+def _read(path: Path, size: int | None = None) -> bytes:
+    """Read a regular file of at most ``MAX_BYTES``, of exactly ``size`` bytes if given; follow no link."""
+    limit = MAX_BYTES[path.suffix]
+    try:
+        # Without O_NONBLOCK a pipe of that name would be waited for.
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with open(fd, "rb") as file:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{path} cannot be read: it is no file")
+            if size is not None and status.st_size != size:
+                raise CheckpointError(f"{path} is damaged: its size is not the {size} bytes of the manifest")
+            if status.st_size > limit:
+                raise CheckpointError(f"{path} cannot be read: it has {status.st_size} bytes, more than {limit}")
+            return file.read(limit)
+    except OSError as err:
+        raise CheckpointError(f"{path} cannot be read: {err.strerror}") from None

@@ -21,8 +21,7 @@ from ppo_fast.config import Config, describe_type, from_dict, read_toml
 from ppo_fast.errors import CheckpointError, ConfigError, NonFiniteError, PPOFastError, did_you_mean
 from ppo_fast.presets import resolve_options
 
-EXIT_NON_FINITE = 1
-EXIT_BAD_INPUT = 2
+EXIT_BAD_INPUT = PPOFastError.exit_code
 EXIT_INTERRUPTED = 130
 
 Options = TypeVar("Options")
@@ -53,6 +52,7 @@ def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
     known = {**(layers[0] if layers else {}), **named}
     if known.get("resume"):
         layers.insert(0, _resumed_config(known["resume"], known.get("run_dir", "")))
+        trust_env(layers[0].get("env", ""), known.get("env"))
     base = resolve_options(*layers, named)
     options = parse_options(_Options, rest, prog=prog, description=description, default=_Options(**base))
     return Config(**dataclasses.asdict(options))
@@ -75,14 +75,30 @@ def _resumed_config(resume: str, run_dir: str) -> dict[str, Any]:
         directory = Path(run_dir) / "checkpoints"
         if not run_dir or not checkpoint.find(directory):
             return {}
-        saved = checkpoint.load_newest(directory, rename_damaged=True)
+        saved = checkpoint.load_newest(directory, level=logging.DEBUG)  # the trainer says what it makes of damaged ones
     else:
-        saved = checkpoint.locate(resume, rename_damaged=True)
+        saved = checkpoint.locate(resume, level=logging.DEBUG)
     config = saved.state.get("config")
     if not isinstance(config, dict):
         raise CheckpointError(f"{saved.path} does not fit this version: no config of a run in it")
     options = from_dict(config, source=str(saved.path))
     return {name: value for name, value in options.items() if name not in ("resume", "run_dir")}
+
+
+def trust_env(saved: str, named: str | None) -> None:
+    """Refuse to import a module that only a checkpoint names: files must not decide what code runs.
+
+    Args:
+        saved: environment id from a checkpoint; ``'module:Name-v0'`` imports ``module``.
+        named: environment id that the user gave, if any.
+
+    Raises:
+        ConfigError: ``saved`` names a module and the user did not.
+    """
+    if ":" in saved and named != saved:
+        raise ConfigError(
+            f"the checkpoint's environment {saved!r} is imported from a module; if you trust it, give --env {saved}"
+        )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -147,18 +163,16 @@ def _given(flag: str, args: Sequence[str]) -> str:
     return " ".join(values)
 
 
-def run_command(main: Callable[[], None], *, prog: str) -> int:
+def run_command(main: Callable[[], int | None], *, prog: str) -> int:
     """Run a command; turn an error made on purpose into one line on stderr, and return the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     try:
-        main()
-    except NonFiniteError as err:
-        print(f"{prog}: stopped: {' '.join(str(err).split())}", file=sys.stderr)
-        return EXIT_NON_FINITE
+        return main() or 0
     except PPOFastError as err:
-        print(f"{prog}: error: {' '.join(str(err).split())}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        what = "stopped" if isinstance(err, NonFiniteError) else "error"
+        print(f"{prog}: {what}: {' '.join(str(err).split())}", file=sys.stderr)
+        return err.exit_code
     except (MemoryError, RuntimeError) as err:
         if isinstance(err, RuntimeError) and "allocate memory" not in str(err):  # torch has no class of its own for it
             raise
@@ -167,4 +181,3 @@ def run_command(main: Callable[[], None], *, prog: str) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0

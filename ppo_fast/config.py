@@ -123,7 +123,9 @@ class Config:
     checkpoint_every: int = 250_000
     """environment steps between checkpoints; 0: only at the end"""
     keep_checkpoints: int = 3
-    """how many checkpoints to keep"""
+    """how many of the newest checkpoints to keep; the one with the best evaluation stays beside them"""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """NaN or infinity: stop with a report, or go back to the last checkpoint, 3 times at most, at half the rate"""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """metric sinks beside metrics.jsonl"""
     quiet: bool = False
@@ -256,6 +258,8 @@ def _check_values(cfg: Config) -> None:
             f"update {cfg.update!r} belongs to the torch learner, and learner 'native' was asked for; "
             "leave update at 'auto', or take learner 'torch'"
         )
+    if cfg.on_nan == "rollback" and not cfg.checkpoint_every:
+        raise ConfigError("on_nan 'rollback' needs checkpoints to go back to, and checkpoint_every is 0")
     if cfg.total_timesteps <= cfg.batch_size:
         raise ConfigError(
             f"total_timesteps must be above num_envs * num_steps = {cfg.batch_size}, the first rollout, which is not "

@@ -1,17 +1,19 @@
 """The errors a user can meet, each a subclass of the built-in error it specialises.
 
-Command-line modules turn every :class:`PPOFastError` into one line on stderr and exit code 2, except
-:class:`NonFiniteError`, which stops a run that had begun (exit code 1).
+Command-line modules turn every :class:`PPOFastError` into one line on stderr and its exit code.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class PPOFastError(Exception):
     """Base of all errors raised on purpose by ppo_fast."""
+
+    exit_code: ClassVar[int] = 2  # something was asked for that cannot be had
 
 
 class ConfigError(PPOFastError, ValueError):
@@ -34,8 +36,25 @@ class CheckpointError(PPOFastError, ValueError):
     """A checkpoint is missing, damaged, or of another format."""
 
 
+class LostError(CheckpointError):
+    """No checkpoint of a run is good, or its last one could not be written."""
+
+    exit_code = 3
+
+
 class NonFiniteError(PPOFastError, FloatingPointError):
-    """NaN or infinity appeared in a quantity that must be finite."""
+    """NaN or infinity appeared in a quantity that must be finite.
+
+    Args:
+        message: what, and where.
+        places: (step, environment) of each row, where it was found in rows; steps count from the run's first.
+    """
+
+    exit_code = 1  # a run that had begun was stopped
+
+    def __init__(self, message: str, places: Iterable[tuple[int, int]] = ()) -> None:
+        super().__init__(message)
+        self.places = list(places)
 
 
 def did_you_mean(word: str, known: Iterable[str], *, limit: int = 3) -> str:

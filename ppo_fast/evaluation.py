@@ -6,6 +6,7 @@ Axes: N rows · D observation · A action · E episodes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,15 +92,27 @@ class EpisodeStats:
         return 1.96 * self.std / math.sqrt(len(self.returns))
 
 
+class InterruptedEvaluation(Exception):
+    """An evaluation was broken off because ``stop`` said so."""
+
+
 def evaluate(
-    policy: Policy, env_id: str, *, episodes: int = 20, seed: int = 1, backend: str = "auto", num_threads: int = 0
+    policy: Policy,
+    env_id: str,
+    *,
+    episodes: int = 20,
+    seed: int = 1,
+    backend: str = "auto",
+    num_threads: int = 0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> EpisodeStats:
     """Run ``episodes`` full episodes, one per environment, so that short ones are not favoured.
 
     Actions are the most likely ones. The environments are their own: training is not disturbed, and the same seed gives
-    the same episodes.
+    the same episodes. ``stop`` is asked before every step.
 
     Raises:
+        InterruptedEvaluation: ``stop`` returned True.
         EnvError, ConfigError, BackendError: the environments cannot be made.
         NonFiniteError: a reward was NaN or infinite.
     """
@@ -114,6 +127,8 @@ def evaluate(
         for _ in range(env.spec.max_episode_steps or MAX_EPISODE_STEPS):
             if not running.any():
                 break
+            if stop():
+                raise InterruptedEvaluation
             env.step(policy.mode(obs), obs, rewards, terminated, truncated, valid)
             counts = running & valid
             returns[counts] += rewards[counts]

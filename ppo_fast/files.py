@@ -19,6 +19,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_dir(path.parent)
 
 
+def remove_stale(directory: Path) -> None:
+    """Remove what a process that was killed in :func:`write_atomic` left in a directory."""
+    for tmp in directory.glob(".tmp-*"):
+        if not tmp.is_dir():
+            tmp.unlink(missing_ok=True)
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file and wait until the disk has it."""
     with open(path, "wb") as file:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ppo_fast import kernels
 from ppo_fast.batch import Bool, Float32
+from ppo_fast.errors import ShapeError
 
 Float64 = NDArray[np.float64]
 _EPS = 1e-8  # keeps a constant component at 0 instead of dividing by 0
@@ -115,6 +116,18 @@ class RewardScaler:
         """Return the arrays by name."""
         return {**self.moments.state(), "discounted": self.discounted}
 
-    def load(self, state: Mapping[str, NDArray[np.generic]]) -> None:
-        """Overwrite the statistics; the accumulators restart with the episodes."""
+    def load(self, state: Mapping[str, NDArray[np.generic]], *, running: bool = False) -> None:
+        """Overwrite the statistics, and the accumulators if the ``running`` episodes go on.
+
+        Raises:
+            ShapeError: the accumulators are of another number of environments.
+        """
         self.moments.load(state)
+        if running:
+            if state["discounted"].shape != self.discounted.shape:
+                raise ShapeError(f"discounted must be {self.discounted.shape}, got {state['discounted'].shape}")
+            self.discounted = np.array(state["discounted"], np.float64)
+
+    def reset(self) -> None:
+        """Start every accumulator at 0, as new episodes do."""
+        self.discounted = np.zeros_like(self.discounted)

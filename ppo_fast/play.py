@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ppo_fast.errors import ConfigError
+
 
 @dataclasses.dataclass(frozen=True)
 class PlayOptions:
@@ -17,6 +19,10 @@ class PlayOptions:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """run directory (its newest good checkpoint) or one checkpoint directory"""
+    best: bool = False
+    """the checkpoint with the best evaluation instead of the newest"""
+    env: str = ""
+    """needed, to confirm it, where the run's environment is imported from a module ('module:Name-v0')"""
     episodes: int = 20
     """episodes to evaluate"""
     video: str = ""
@@ -39,12 +45,16 @@ def main(args: list[str] | None = None) -> int:
 
 def _play(options: PlayOptions) -> None:
     from ppo_fast import checkpoint
+    from ppo_fast.cli import trust_env
     from ppo_fast.evaluation import evaluate, policy_from
     from ppo_fast.video import film
 
     _check(options)
-    saved = checkpoint.locate(options.run)
+    saved = checkpoint.locate(options.run, best=options.best)
     policy = policy_from(saved)
+    if options.env not in ("", policy.spec.env_id):
+        raise ConfigError(f"env {options.env!r} is not that of the run, {policy.spec.env_id!r}")
+    trust_env(policy.spec.env_id, options.env)
     stats = evaluate(
         policy, policy.spec.env_id, episodes=options.episodes, seed=options.seed, backend=options.env_backend
     )
@@ -61,8 +71,6 @@ def _play(options: PlayOptions) -> None:
 
 def _check(options: PlayOptions) -> None:
     """Raise ``ConfigError`` for whatever can be known before the episodes are run."""
-    from ppo_fast.errors import ConfigError
-
     if options.episodes < 1:
         raise ConfigError(f"episodes must be at least 1, got {options.episodes}")
     if not 0 <= options.seed < 2**64:

@@ -6,6 +6,8 @@ metrics.jsonl         one object per iteration
 evaluations.jsonl     one object per evaluation
 checkpoints/          see checkpoint.py
 learning_curve.png    drawn at the end
+nonfinite.json        where NaN or infinity was found, if it was
+.lock                 held while a trainer writes here
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ import datetime
 import errno
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ppo_fast import checkpoint, files
 from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
-from ppo_fast.errors import CheckpointError, ConfigError, NonFiniteError, PPOFastError
+from ppo_fast.errors import CheckpointError, ConfigError, LostError, NonFiniteError, PPOFastError
+from ppo_fast.lock import Lock
 from ppo_fast.sinks.files import JsonlSink
 
 log = logging.getLogger(__name__)
@@ -38,41 +43,60 @@ def default_path(cfg: Config) -> Path:
 
 
 class RunDir:
-    """A run directory that this process may write; :meth:`create` makes it."""
+    """A run directory that this process, and no other, may write; :meth:`create` makes it."""
 
-    def __init__(self, path: Path, resumed_at: int | None) -> None:
-        self.path, self._resumed_at = path, resumed_at
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.checkpoints = path / "checkpoints"
+        self._resumed_at: int | None = None
+        self._lock = Lock(path / ".lock")
 
     @classmethod
     def open(cls, cfg: Config) -> tuple[RunDir, checkpoint.Checkpoint | None]:
-        """Find the run directory that ``cfg`` means and read the checkpoint to go on from; nothing is made yet.
+        """Find the run directory that ``cfg`` means, lock it if it exists, and read the checkpoint to go on from.
+
+        Nothing is made yet; whoever does not go on calls :meth:`release`.
 
         Raises:
-            ConfigError: it cannot be written, or holds a run and ``resume`` was not given, or the run that is taken up
-                cannot go on under ``cfg``.
+            ConfigError: it cannot be written, or another trainer writes there, or it holds a run and ``resume`` was not
+                given, or the run that is taken up cannot go on under ``cfg``.
             CheckpointError: what ``resume`` names is missing or damaged.
         """
         if cfg.resume == "auto" and not cfg.run_dir:
             raise ConfigError("resume 'auto' needs run_dir, the directory whose newest checkpoint is meant")
-        path = Path(cfg.run_dir) if cfg.run_dir else default_path(cfg)
+        run: RunDir | None = None
         try:
-            saved = None
-            if cfg.resume == "auto":
-                saved = _newest(path / "checkpoints")
-            elif cfg.resume:
-                saved = checkpoint.locate(cfg.resume, rename_damaged=True)
-                path = _home(cfg, saved.path)
-            elif _holds_run(path):
+            if cfg.resume not in ("", "auto"):
+                path = _home(cfg)
+            else:
+                path = Path(cfg.run_dir) if cfg.run_dir else default_path(cfg)
+            held = _holds_run(path)
+            if held and not cfg.resume:
                 raise ConfigError(f"run_dir {str(path)!r} already holds a run: --resume auto goes on with it")
             _check_writable(path)
-        except (OSError, ValueError) as err:
-            if isinstance(err, PPOFastError):
+            run = cls(path)
+            if held:
+                run._lock.take()
+            return run, run._find(cfg)
+        except BaseException as err:
+            if run is not None:
+                run.release()
+            if isinstance(err, PPOFastError) or not isinstance(err, (OSError, ValueError)):
                 raise
-            raise ConfigError(f"run_dir {str(path)!r} cannot be written: {getattr(err, 'strerror', err)}") from None
+            what = f"run_dir {str(cfg.run_dir or cfg.resume)!r}"
+            raise ConfigError(f"{what} cannot be written: {getattr(err, 'strerror', err)}") from None
+
+    def _find(self, cfg: Config) -> checkpoint.Checkpoint | None:
+        if not cfg.resume:
+            return None
+        if cfg.resume == "auto":
+            saved = _newest(self.checkpoints)
+        else:
+            saved = checkpoint.locate(cfg.resume, rename_damaged=True)
         if saved is not None:
             _check_continues(cfg, saved)
-        return cls(path, saved.state["env_steps"] if saved else (0 if cfg.resume else None)), saved
+        self._resumed_at = saved.state["env_steps"] if saved else 0
+        return saved
 
     def create(self, cfg: Config, info: dict[str, Any]) -> None:
         """Make the directory, clear away what a kill left, and write config.json and run_info.json.
@@ -80,39 +104,55 @@ class RunDir:
         Checkpoints beyond the one that the run goes on from belong to a future that is given up: they are set aside.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: it cannot be written, or another trainer writes there.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock.take()
+            files.remove_stale(self.path)
             checkpoint.remove_stale(self.checkpoints)
             if self._resumed_at is not None:
-                here = checkpoint.path_of(self.checkpoints, self._resumed_at)
-                for later in [path for path in checkpoint.find(self.checkpoints) if path.name > here.name]:
-                    aside = checkpoint.set_aside(later, ".abandoned")
-                    log.warning("the run goes on from an earlier step: %s set aside as %s", later, aside.name)
+                self.abandon_beyond(self._resumed_at)
             files.write_atomic(self.path / "config.json", files.to_json(cfg.to_dict()))
             files.write_atomic(self.path / "run_info.json", files.to_json(info))
         except OSError as err:
             raise ConfigError(f"run_dir {str(self.path)!r} cannot be written: {err.strerror}") from err
 
+    def abandon_beyond(self, env_steps: int) -> None:
+        """Set aside the checkpoints of later steps."""
+        here = checkpoint.path_of(self.checkpoints, env_steps)
+        for later in [path for path in checkpoint.find(self.checkpoints) if path.name > here.name]:
+            aside = checkpoint.set_aside(later, ".abandoned")
+            log.warning("the run goes on from an earlier step: %s set aside as %s", later, aside.name)
+
+    def release(self) -> None:
+        """Let another trainer write here."""
+        self._lock.release()
+
     def jsonl(self) -> JsonlSink:
         """Return the sink of metrics.jsonl and evaluations.jsonl, to be cut back to where the run goes on."""
         return JsonlSink(self.path, resumed_at=self._resumed_at)
 
-    def report_nonfinite(self, err: NonFiniteError, state: Any, rollout: Rollout) -> None:
-        """Write nonfinite.json: what was found, when, and the range of every array of the rollout."""
-        arrays = {}
-        for name in ("obs", "norm_obs", "actions", "log_probs", "rewards", "values_all", "advantages", "returns"):
-            array = getattr(rollout, name)
-            finite = array[np.isfinite(array)]
-            arrays[name] = {
-                "shape": list(array.shape),
-                "non_finite": int(array.size - finite.size),
-                "min": float(finite.min()) if finite.size else None,
-                "max": float(finite.max()) if finite.size else None,
-            }
-        report = {"error": str(err), "state": vars(state), "arrays": arrays}
-        files.write_atomic(self.path / "nonfinite.json", files.to_json(report))
+    def report_nonfinite(
+        self, err: NonFiniteError, state: Any, rollout: Rollout, parameters: Mapping[str, Any]
+    ) -> None:
+        """Write nonfinite.json: what was found, when and where, and the range of every array of rollout and networks.
+
+        A failure to write it is logged: the error itself is what matters.
+        """
+        names = ("obs", "norm_obs", "actions", "log_probs", "rewards", "values_all", "advantages", "returns")
+        report = {
+            "error": str(err),
+            "steps": sorted({step for step, _ in err.places}),
+            "env_ids": sorted({env for _, env in err.places}),
+            "state": vars(state),
+            "arrays": {name: _describe(getattr(rollout, name)) for name in names},
+            "parameters": {name: _describe(np.asarray(array)) for name, array in parameters.items()},
+        }
+        try:
+            files.write_atomic(self.path / "nonfinite.json", files.to_json(report))
+        except OSError as failure:
+            log.warning("nonfinite.json could not be written: %s", failure.strerror)
 
     def draw(self) -> None:
         """Draw learning_curve.png; a failure is logged, since the run itself is complete."""
@@ -124,6 +164,16 @@ class RunDir:
             log.warning("learning_curve.png could not be drawn: %s", err)
 
 
+def _describe(array: NDArray[Any]) -> dict[str, Any]:
+    finite = array[np.isfinite(array)]
+    return {
+        "shape": list(array.shape),
+        "non_finite": int(array.size - finite.size),
+        "min": float(finite.min()) if finite.size else None,
+        "max": float(finite.max()) if finite.size else None,
+    }
+
+
 def _holds_run(path: Path) -> bool:
     return (path / "metrics.jsonl").exists() or bool(checkpoint.find(path / "checkpoints"))
 
@@ -133,17 +183,21 @@ def _newest(checkpoints: Path) -> checkpoint.Checkpoint | None:
     if checkpoint.find(checkpoints):
         return checkpoint.load_newest(checkpoints, rename_damaged=True)
     if any(checkpoints.glob("*.corrupt")):
-        raise CheckpointError(f"every checkpoint in {checkpoints} is damaged; delete the directory to start afresh")
+        raise LostError(f"every checkpoint in {checkpoints} is damaged; delete the directory to start afresh")
     return None
 
 
-def _home(cfg: Config, saved: Path) -> Path:
-    """Return the run directory of a run that goes on from checkpoint ``saved``: ``run_dir``, or the one it is in."""
-    home = saved.absolute().parent.parent if saved.absolute().parent.name == "checkpoints" else None
+def _home(cfg: Config) -> Path:
+    """Return the run directory of a run that goes on from ``cfg.resume``: ``run_dir``, or the one it is in."""
+    named = Path(cfg.resume).absolute()
+    if named.parent.name == "checkpoints":
+        home: Path | None = named.parent.parent
+    else:
+        home = named if (named / "checkpoints").is_dir() else None
     if not cfg.run_dir:
-        if home is None:
+        if home is None and named.exists():
             raise ConfigError(f"resume {cfg.resume!r} is in no run directory, so run_dir must be given")
-        return home
+        return home or named
     path = Path(cfg.run_dir)
     if _holds_run(path) and (home is None or path.resolve() != home.resolve()):
         raise ConfigError(f"run_dir {str(path)!r} already holds another run than {cfg.resume!r}")

@@ -24,12 +24,19 @@ _NORMALIZER = "obs_normalizer"
 
 @dataclass
 class TrainState:
-    """Counters of a run, all of which a checkpoint keeps."""
+    """Counters and marks of a run, all of which a checkpoint keeps; each is a JSON value."""
 
     env_steps: int = 0  # real transitions, warm-up included, reset rows excluded
     iteration: int = 0  # rollouts that were learned from
     wall_s: float = 0.0  # since the first env step, compilation and checkpoints included, evaluation excluded
     worker_steps: int = 0  # steps per environment: half of the action noise's key
+    env_purpose: int = 0  # of the environments' seeds: another one since episodes had to be started anew
+    evaluated_at: int = 0  # env_steps of the last evaluation and the last checkpoint that were due
+    saved_at: int = 0
+    best_return: float | None = None  # mean of the best evaluation so far, and its env_steps
+    best_step: int | None = None
+    rollbacks: int = 0  # from NaN to an earlier checkpoint; each halves lr_scale
+    lr_scale: float = 1.0
 
 
 def make_model(cfg: Config, spec: EnvSpec) -> ActorCritic:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
+import signal
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ppo_fast.trainer import RunResult, Trainer
 
 _STARTED = time.perf_counter()
 
@@ -22,7 +30,7 @@ def main(args: list[str] | None = None) -> int:
     return run_command(lambda: _train(argv), prog="ppo_fast.train")
 
 
-def _train(argv: list[str]) -> None:
+def _train(argv: list[str]) -> int:
     from rich.console import Console
 
     from ppo_fast.cli import parse_config
@@ -44,28 +52,61 @@ def _train(argv: list[str]) -> None:
     if status:
         status.start()
     try:
-        result = trainer.run()
+        with stop_on_signals(trainer) as received:
+            result = trainer.run()
     finally:
         if status:
             status.stop()
-    run = result.run_dir
+    console.print(ending(result), markup=False)
+    return 128 + received[0] if received and result.stopped else 0
+
+
+@contextlib.contextmanager
+def stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
+    """Have SIGINT and SIGTERM stop the trainer at its next boundary, and a second one end the process at once.
+
+    Ending at once loses what came after the last checkpoint and nothing else, since whatever is written is atomic.
+
+    Yields:
+        The signals received so far.
+    """
+    received: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        name = signal.Signals(number).name
+        trainer.stop(name)
+        os.write(2, f"\n{name}: saving after this iteration; once more to leave at once\n".encode())
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ending(result: RunResult) -> str:
+    """Return where a run has come to, and what can be done with it."""
+    run, steps = result.run_dir, result.state.env_steps
+    if result.final is None or result.stopped:
+        go_on = shlex.join([sys.executable, "-m", "ppo_fast.train", "--run-dir", str(run), "--resume", "auto"])
+        return f"\nstopped by {result.stopped} after {steps:,} steps; to go on:\n  {go_on}"
     film = shlex.join([sys.executable, "-m", "ppo_fast.play", str(run), "--video", str(run / "video.mp4")])
-    console.print(
+    return (
         f"\nfinal evaluation: {result.final.mean:.1f} +- {result.final.ci95:.1f} (95 % CI of the mean over "
-        f"{len(result.final.returns)} episodes, std {result.final.std:.1f}) after {result.state.env_steps:,} steps "
+        f"{len(result.final.returns)} episodes, std {result.final.std:.1f}) after {steps:,} steps "
         f"in {result.state.wall_s:.0f} s\n"
         f"  picture     {run / 'learning_curve.png'}\n"
-        f"  checkpoint  {run / 'checkpoints'}/step_{result.state.env_steps:012d}\n"
-        f"  video       {film}",
-        markup=False,
+        f"  checkpoint  {run / 'checkpoints'}/step_{steps:012d}\n"
+        f"  video       {film}"
     )
 
 
-def banner(trainer: object) -> str:
+def banner(trainer: Trainer) -> str:
     """Return what is about to run and on what, one fact a line."""
-    from ppo_fast.trainer import Trainer
-
-    assert isinstance(trainer, Trainer)
     cfg, info = trainer.cfg, trainer.info
     versions = info["versions"]
     update = info["update"]["mode"]
@@ -100,9 +141,14 @@ def banner(trainer: object) -> str:
         f"learner {learner['threads']}",
         "run dir": str(trainer.run_dir.path),
     }
-    if info["resumed_at"]:
-        lines["resumed"] = (
-            f"from step {info['resumed_at']:,}; environments start new episodes, so the continuation is not bit-exact"
+    exact = info["resume"]["exact"]
+    lines["resume"] = "bit-exact" if exact else f"with new episodes, not bit-exact: {info['resume']['why_not']}"
+    if taken_up := info.get("taken_up"):
+        new = taken_up["why_restarted"]
+        differs = [f"environments start new episodes: {new}"] if new else []
+        differs += taken_up["differs"]
+        lines["resumed"] = f"from step {info['resumed_at']:,}, " + (
+            f"not bit-exactly ({'; '.join(differs)})" if differs else "bit-exactly; environments are being replayed"
         )
     return "\n".join(f"{name + ':':<14}{text}" for name, text in lines.items())
 

@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from ppo_fast import checkpoint, envs, kernels, sinks
 from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
-from ppo_fast.envs.episodes import EpisodeTracker
-from ppo_fast.errors import CheckpointError, NonFiniteError, PPOFastError
-from ppo_fast.evaluation import EVALUATION, EpisodeStats, Policy, evaluate, spec_to_json
-from ppo_fast.learners.choose import make_learner
-from ppo_fast.native import simd_level
-from ppo_fast.normalizers import ObsNormalizer, RewardScaler
-from ppo_fast.rollout import choose_actor, make_worker
+from ppo_fast.errors import LostError, NonFiniteError
+from ppo_fast.evaluation import EpisodeStats, InterruptedEvaluation, Policy, evaluate, spec_to_json
+from ppo_fast.metrics import explained_variance
+from ppo_fast.normalizers import ObsNormalizer
+from ppo_fast.parts import make_parts, make_worker_at
+from ppo_fast.rollout import check_advantages, choose_actor
 from ppo_fast.run_dir import RunDir
+from ppo_fast.run_info import describe, differences, numerics
+from ppo_fast.saver import Saver
 from ppo_fast.sinks import Metrics, Sink, Sinks
-from ppo_fast.state import TrainState, make_model, pack, pack_policy, unpack, unpack_arrays, unpack_policy
-from ppo_fast.system import build_info, choose_device
+from ppo_fast.state import TrainState
+from ppo_fast.system import choose_device
 from ppo_fast.timing import PhaseTimer
 
 log = logging.getLogger(__name__)
 
-RETURN_WINDOW = 100  # episodes behind `episode_return`, as in the benchmarks of CleanRL and rl_games
+MAX_ROLLBACKS = 3
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run leaves behind."""
+    """What a run leaves behind: finished, or stopped by :meth:`Trainer.stop`."""
 
     policy: Policy
     state: TrainState
-    final: EpisodeStats
+    final: EpisodeStats | None  # None if stopped
     run_dir: Path
+    stopped: str = ""  # by what
 
 
 class Trainer:
@@ -67,88 +67,104 @@ class Trainer:
         torch.set_num_threads(cfg.torch_threads)
         self.spec = envs.spec(cfg.env, cfg.env_backend)
         self.run_dir, saved = RunDir.open(cfg)
-        self.sinks = Sinks([self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path), *extra_sinks])
+        try:
+            self._make(saved, extra_sinks)
+        except BaseException:
+            self.run_dir.release()
+            raise
 
-        self.model = make_model(cfg, self.spec)
-        self.normalizer = ObsNormalizer(self.spec.obs_dim, clip=cfg.clip_obs, enabled=cfg.norm_obs)
-        self.scaler = RewardScaler(cfg.num_envs, gamma=cfg.gamma, clip=cfg.clip_reward, enabled=cfg.norm_reward)
-        self.learner, self.why_learner = make_learner(
-            self.model, self.model.init(cfg.seed, cfg.log_std_init), cfg, self.device
-        )
-        self.actor, self.why_actor = choose_actor(cfg, self.model, self.device)
-        self.state = TrainState()
+    def _make(self, saved: checkpoint.Checkpoint | None, extra_sinks: Sequence[Sink]) -> None:
+        cfg = self.cfg
+        self.sinks = Sinks([self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path), *extra_sinks])
+        self.parts, why_learner = make_parts(cfg, self.spec, self.device)
+        self.model, self.learner, self.state = self.parts.model, self.parts.learner, self.parts.state
+        self.normalizer, self.scaler = self.parts.normalizer, self.parts.scaler
+        self.actor, why_actor = choose_actor(cfg, self.model, self.device)
         self.timer = PhaseTimer()
-        self.episodes = EpisodeTracker(cfg.num_envs)
-        self._recent: deque[tuple[float, int]] = deque(maxlen=RETURN_WINDOW)
+        self.info = describe(cfg, self.device, self.learner, why_learner, self.actor, why_actor)
+        self.info["resume"] = {"exact": self.parts.log is not None, "why_not": self.parts.why_not_exact}
+        self.info["resumed_at"] = None
+        facts = {
+            "env_spec": spec_to_json(self.spec), "versions": self.info["versions"], "numerics": numerics(self.info)
+        }  # fmt: skip
+        self.saver = Saver(self.run_dir.checkpoints, cfg, self.parts, facts, self.timer)
+        self.final: EpisodeStats | None = None
+        self._stop = ""
         if saved is not None:
             self._restore(saved)
-        self._marks = {"eval": self.state.env_steps, "checkpoint": self.state.env_steps}
-        self.info = self._describe()
-        self.final: EpisodeStats | None = None
 
     # --- the loop ----------------------------------------------------------------------------------------------------
     def run(self) -> RunResult:
-        """Alternate rollout and update until ``total_timesteps`` real env steps have been taken.
+        """Alternate rollout and update until ``total_timesteps`` real env steps have been taken, or :meth:`stop`.
 
         Raises:
-            NonFiniteError: NaN or infinity in an action, a reward, an observation or a loss; ``nonfinite.json`` in the
-                run directory tells where, and no statistic has taken it in.
+            NonFiniteError: NaN or infinity in an action, a reward, an observation, an advantage, a loss or a parameter;
+                ``nonfinite.json`` in the run directory tells where, and no statistic has taken it in.
+            LostError: the last checkpoint could not be written.
         """
         cfg, state, timer = self.cfg, self.state, self.timer
-        # The environments of a resumed run start elsewhere than those that the run began with.
-        purpose = state.iteration + EVALUATION if state.iteration else 0
-        self.worker = make_worker(cfg, self.actor, self.model, self.normalizer, self.device, timer, purpose=purpose)
-        try:
-            self.run_dir.create(cfg, self.info)
-            self.sinks.start(cfg.to_dict(), self.info)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.run_dir.release)
+            stack.callback(self.sinks.close)
+            self._make_worker()
+            stack.callback(lambda: self.worker.env.close())
             self._begin()
-            while state.env_steps < cfg.total_timesteps:
-                self.learner.set_progress(state.env_steps / cfg.total_timesteps)
-                with timer("rollout"):
-                    rollout = self.worker.collect(self.learner.flat)  # the policy and the statistics are frozen
-                with timer("advantage"):
-                    self.scaler.update(rollout.rewards, rollout.done, rollout.valid)
-                    self.scaler.scale(rollout.rewards, out=rollout.scaled_rewards)
-                    kernels.gae(
-                        rollout.scaled_rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.done,
-                        gamma=cfg.gamma, gae_lambda=cfg.gae_lambda, out=(rollout.advantages, rollout.returns),
-                    )  # fmt: skip
-                with timer("update"):
-                    learned = self.learner.update(rollout)
-                    self.normalizer.update(rollout.obs[:-1], rollout.valid)
-                self._advance(rollout, learned)
-                if self._due("checkpoint", cfg.checkpoint_every):
-                    with timer("checkpoint"):
-                        self.save()
-                if self._due("eval", cfg.eval_every):
-                    self.evaluate()
+            while state.env_steps < cfg.total_timesteps and not self._stop:
+                try:
+                    if state.env_steps == 0:
+                        self._warm_up()
+                    self.learner.set_progress(state.env_steps / cfg.total_timesteps, state.lr_scale)
+                    with timer("rollout"):
+                        rollout = self.worker.collect(self.learner.flat)  # the policy and the statistics are frozen
+                    with timer("advantage"):
+                        self.scaler.update(rollout.rewards, rollout.done, rollout.valid)
+                        self.scaler.scale(rollout.rewards, out=rollout.scaled_rewards)
+                        kernels.gae(
+                            rollout.scaled_rewards, rollout.values, rollout.next_values, rollout.terminated,
+                            rollout.done, gamma=cfg.gamma, gae_lambda=cfg.gae_lambda,
+                            out=(rollout.advantages, rollout.returns),
+                        )  # fmt: skip
+                        check_advantages(rollout, self.worker.steps_done)
+                    with timer("update"):
+                        learned = self.learner.update(rollout)
+                        self.normalizer.update(rollout.obs[:-1], rollout.valid)
+                    self._advance(rollout, learned)
+                    self._between()
+                except NonFiniteError as err:
+                    self._roll_back(err)
             return self._finish()
-        except NonFiniteError as err:
-            self.run_dir.report_nonfinite(err, self.state, self.worker.buffers)
-            raise
-        finally:
-            self.worker.env.close()
-            self.sinks.close()
+
+    def stop(self, why: str) -> None:
+        """Have :meth:`run` save and return at the next boundary of two iterations; may be called from a signal handler.
+
+        Args:
+            why: for :class:`RunResult`, not empty.
+        """
+        self._stop = why
+
+    def _make_worker(self) -> None:
+        """Make the environments, and bring them to where the run goes on."""
+        self.worker, replay = make_worker_at(self.parts, self.cfg, self.actor, self.device, self.timer)
+        if "taken_up" in self.info:
+            self.info["taken_up"] |= replay
 
     def _begin(self) -> None:
-        """Start the clock; on a fresh start, give the statistics a rollout that is not learned from."""
-        self.worker.steps_done = self.state.worker_steps
+        """Start the clock; a run that is taken up does first what it owes."""
+        self.run_dir.create(self.cfg, self.info)
+        self.sinks.start(self.cfg.to_dict(), self.info)
         # The clock counts compilation, which the learner has done before the first step; so start-up does not.
         self._startup_s = time.perf_counter() - self._started - self.learner.compile_s
         self._clock = time.perf_counter() - self.state.wall_s - self.learner.compile_s
         self._row_started = time.perf_counter() - self.learner.compile_s
-        if self.state.env_steps == 0:
-            rollout = self.worker.collect(self.learner.flat)
-            self.normalizer.update(rollout.obs[:-1], rollout.valid)
-            self.scaler.update(rollout.rewards, rollout.done, rollout.valid)
-            self._count(rollout)
+        if self.state.env_steps and not self._stop:
+            self._between()
 
-    def _count(self, rollout: Rollout) -> int:
-        returns, lengths = self.episodes.update(rollout.rewards, rollout.done, rollout.valid)
-        self._recent.extend(zip(returns.tolist(), lengths.tolist(), strict=True))
-        self.state.env_steps += rollout.num_valid
-        self.state.worker_steps = self.worker.steps_done
-        return len(returns)
+    def _warm_up(self) -> None:
+        """Give the statistics a rollout that is not learned from."""
+        rollout = self.worker.collect(self.learner.flat)
+        self.normalizer.update(rollout.obs[:-1], rollout.valid)
+        self.scaler.update(rollout.rewards, rollout.done, rollout.valid)
+        self.parts.count(rollout, self.worker.steps_done)
 
     def _advance(self, rollout: Rollout, learned: dict[str, float]) -> None:
         """Count the iteration, and log one row."""
@@ -156,7 +172,7 @@ class Trainer:
         if bad or not self.learner.is_finite():
             raise NonFiniteError(f"the update made {', '.join(bad) or 'the parameters'} non-finite")
         before = self.state.env_steps if self.state.iteration else 0
-        finished = self._count(rollout)
+        finished = self.parts.count(rollout, self.worker.steps_done)
         self.state.iteration += 1
         now = time.perf_counter()
         self.state.wall_s = now - self._clock
@@ -165,8 +181,7 @@ class Trainer:
             "env_steps": self.state.env_steps,
             "wall_s": round(self.state.wall_s, 6),
             "sps": round((self.state.env_steps - before) / (now - self._row_started), 3),
-            "episode_return": float(np.mean([r for r, _ in self._recent])) if self._recent else None,
-            "episode_length": float(np.mean([n for _, n in self._recent])) if self._recent else None,
+            **self.parts.episode_means(),
             "episodes": finished,
             **learned,
             "explained_var": explained_variance(rollout),
@@ -179,20 +194,46 @@ class Trainer:
         row |= {f"time/{phase}": round(value, 6) for phase, value in seconds.items()}
         self.sinks.log(row)
 
-    def _due(self, what: str, every: int) -> bool:
-        """Return whether ``every`` env steps have passed since the last time; the end has its own."""
-        steps = self.state.env_steps
-        if not every or steps >= self.cfg.total_timesteps or steps // every == self._marks[what] // every:
-            return False
-        self._marks[what] = steps
-        return True
+    # --- between two iterations --------------------------------------------------------------------------------------
+    def _between(self) -> None:
+        """Evaluate and save if it is time; the evaluation comes first, so that no checkpoint owes one."""
+        state, best = self.state, (self.state.best_return, self.state.best_step)
+        improved = self.saver.due(self.cfg.eval_every, state.evaluated_at) and self._evaluate()
+        if not self.saver.save_if_due(self.worker.buffers.obs[-1], also=improved):
+            state.best_return, state.best_step = best
 
     def _finish(self) -> RunResult:
-        if not checkpoint.path_of(self.run_dir.checkpoints, self.state.env_steps).exists():  # a finished run, resumed
-            self.save()
-        self.final = self.evaluate()
-        self.run_dir.draw()
-        return RunResult(self.policy(), self.state, self.final, self.run_dir.path)
+        state, unsaved = self.state, ""
+        if state.env_steps and not checkpoint.path_of(self.run_dir.checkpoints, state.env_steps).exists():
+            unsaved = self.saver.save_last(self.worker.buffers.obs[-1])
+        if not self._stop:
+            improved = self._evaluate()
+            if improved or unsaved:
+                unsaved = self.saver.save_last(self.worker.buffers.obs[-1])
+            self.run_dir.draw()
+        if unsaved:
+            raise LostError(f"{unsaved}; the end of the run is not saved")
+        return RunResult(self.policy(), state, None if self._stop else self.final, self.run_dir.path, self._stop)
+
+    def _roll_back(self, error: NonFiniteError) -> None:
+        """Go back to the newest good checkpoint at half the learning rate, or raise ``error``."""
+        state, done, scale = self.state, self.state.rollbacks, self.state.lr_scale
+        self._report(error)
+        if self.cfg.on_nan == "stop" or done == MAX_ROLLBACKS or not checkpoint.find(self.run_dir.checkpoints):
+            raise error
+        saved = checkpoint.load_newest(self.run_dir.checkpoints, rename_damaged=True)
+        self.worker.env.close()
+        self._restore(saved)
+        state.rollbacks, state.lr_scale = done + 1, scale / 2
+        log.warning(
+            "rolled back to step %d at %g of the learning rate, rollback %d of %d: %s",
+            state.env_steps, state.lr_scale, state.rollbacks, MAX_ROLLBACKS, error,
+        )  # fmt: skip
+        self.sinks.rewind(state.env_steps)
+        self._make_worker()
+
+    def _report(self, error: NonFiniteError) -> None:
+        self.run_dir.report_nonfinite(error, self.state, self.worker.buffers, self.parts.arrays())
 
     # --- what the loop calls -----------------------------------------------------------------------------------------
     def policy(self) -> Policy:
@@ -202,85 +243,44 @@ class Trainer:
         frozen.freeze()
         return Policy(self.model, self.learner.flat, frozen, self.spec)
 
-    def evaluate(self) -> EpisodeStats:
-        """Evaluate the current policy on environments of its own; the run's clock stands still meanwhile."""
-        start = time.perf_counter()
-        cfg = self.cfg
-        stats = evaluate(
-            self.policy(), cfg.env, episodes=cfg.eval_episodes, seed=cfg.seed, backend=cfg.env_backend,
-            num_threads=cfg.env_threads,
-        )  # fmt: skip
-        record = {
-            "env_steps": self.state.env_steps,
-            "wall_s": round(self.state.wall_s, 6),
-            "returns": stats.returns.tolist(),
-            "lengths": stats.lengths.tolist(),
-        }
-        self.sinks.evaluation(record)
+    def _evaluate(self) -> bool:
+        """Evaluate on other environments, with the run's clock standing still; return whether it is the best yet.
+
+        A stop breaks it off, and the run that is taken up makes it again.
+        """
+        start, cfg, state = time.perf_counter(), self.cfg, self.state
+        try:
+            stats = evaluate(
+                self.policy(), cfg.env, episodes=cfg.eval_episodes, seed=cfg.seed, backend=cfg.env_backend,
+                num_threads=cfg.env_threads, stop=lambda: bool(self._stop),
+            )  # fmt: skip
+        except InterruptedEvaluation:
+            return False
+        except NonFiniteError as err:
+            self._report(err)
+            raise
+        self.final, state.evaluated_at = stats, state.env_steps
+        self.sinks.evaluation(
+            {
+                "env_steps": state.env_steps,
+                "wall_s": round(state.wall_s, 6),
+                "returns": stats.returns.tolist(),
+                "lengths": stats.lengths.tolist(),
+            }
+        )
         paused = time.perf_counter() - start
         self._clock += paused
         self._row_started += paused
-        return stats
-
-    def save(self) -> Path:
-        """Write a checkpoint of everything but the simulators' states, atomically."""
-        return checkpoint.save(
-            self.run_dir.checkpoints,
-            self.state.env_steps,
-            model=pack_policy(self.model, self.learner.flat, self.normalizer),
-            train=pack(
-                learner=self.learner.state(), reward_scaler=self.scaler.state(), episodes=self.episodes.state_dict()
-            ),
-            state={
-                **vars(self.state),
-                "recent_episodes": list(self._recent),
-                "config": self.cfg.to_dict(),
-                "env_spec": spec_to_json(self.spec),
-                "versions": self.info["versions"],
-            },
-            keep=self.cfg.keep_checkpoints,
-        )
+        if state.best_return is not None and stats.mean <= state.best_return:
+            return False
+        state.best_return, state.best_step = stats.mean, state.env_steps
+        return True
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Take up a checkpoint; the simulators start new episodes, so this is no bit-exact continuation."""
-        try:
-            self.learner.flat.copy_(unpack_policy(saved.model, self.model, self.normalizer))
-            self.learner.load(unpack(saved.train, "learner"))
-            self.scaler.load(unpack_arrays(saved.train, "reward_scaler"))
-            self._recent.extend((float(r), int(n)) for r, n in saved.state["recent_episodes"])
-            self.state = TrainState(**{name: saved.state[name] for name in vars(TrainState())})
-        except PPOFastError as err:
-            raise CheckpointError(f"{saved.path} does not fit this run: {err}") from err
-        except (KeyError, TypeError, ValueError, RuntimeError) as err:
-            raise CheckpointError(f"{saved.path} does not fit this version: {err}") from err
-
-    def _describe(self) -> dict[str, Any]:
-        cfg = self.cfg
-        backend, reason = envs.resolve_backend(cfg.env, cfg.env_backend)
-        workers = envs.workers(backend, cfg.num_envs, num_threads=cfg.env_threads, vectorization=cfg.vectorization)
-        native = self.actor == "native"
-        mode = envs.stream_mode(backend, cfg.num_envs, num_threads=workers) if native else "synchronous"
-        return {
-            **build_info(),
-            "env_backend": {"name": backend, "reason": reason, "workers": workers, "mode": mode},
-            "device": {"asked": self.cfg.device, "got": str(self.device)},
-            "actor": {"name": self.actor, "reason": self.why_actor, "simd": simd_level() if native else None},
-            "learner": {
-                "name": self.learner.name,
-                "reason": self.why_learner,
-                "simd": self.learner.simd,
-                "threads": self.learner.threads,
-            },
-            "update": {"mode": self.learner.mode, "why_eager": self.learner.why_eager},
-            "torch_threads": torch.get_num_threads(),
-            "num_params": self.model.num_params,
-            "resumed_at": self.state.env_steps or None,
+        """Take up a checkpoint; the environments follow when the worker is made."""
+        self.parts.load(saved, self.cfg)
+        self.info["resumed_at"] = self.state.env_steps
+        self.info["taken_up"] = {
+            "why_restarted": self.parts.why_restarted,
+            "differs": differences(saved.state.get("numerics", {}), numerics(self.info)),
         }
-
-
-def explained_variance(rollout: Rollout) -> float | None:
-    """Return ``1 − Var(R − V) / Var(R)`` over the valid rows; None where the returns do not vary."""
-    returns = rollout.returns[rollout.valid].astype(np.float64)
-    values = rollout.values[rollout.valid].astype(np.float64)
-    variance = returns.var() if returns.size else 0.0
-    return float(1.0 - (returns - values).var() / variance) if variance > 0 else None

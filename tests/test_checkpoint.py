@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -42,7 +43,7 @@ def save(directory: Path, step: int, *, keep: int = 3) -> Path:
 
 def check(saved: checkpoint.Checkpoint, step: int) -> None:
     """Fail unless ``saved`` is what :func:`save` wrote."""
-    assert saved.state == {"format_version": 1, "env_steps": step, "config": {"env": "Ant-v5"}}
+    assert saved.state == {"format_version": 2, "env_steps": step, "config": {"env": "Ant-v5"}}
     assert set(saved.model) == {"actor.0.weight", "obs_normalizer.mean"}
     torch.testing.assert_close(saved.model["actor.0.weight"], torch.full((3, 2), float(step)), rtol=0, atol=0)
     assert saved.model["obs_normalizer.mean"].dtype == torch.float64
@@ -57,7 +58,7 @@ def seal(path: Path) -> None:
         for name in NAMES[:3]
         for data in [(path / name).read_bytes()]
     }
-    (path / "manifest.json").write_text(json.dumps({"format_version": 1, "files": facts}))
+    (path / "manifest.json").write_text(json.dumps({"format_version": 2, "files": facts}))
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -279,7 +280,7 @@ print("loaded after every kill;", stale, "->", len(list(directory.glob(".tmp-*")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
 def test_a_real_kill_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", SAVER, str(tmp_path), "40"], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", SAVER, str(tmp_path), "200"], capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("loaded after every kill;")
@@ -501,11 +502,120 @@ def test_another_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     save(tmp_path, 100)
     path = save(tmp_path, 200)
     for name in ("manifest.json", "state.json"):
-        rewrite(path / name, lambda value: value.update(format_version=2))
+        rewrite(path / name, lambda value: value.update(format_version=99))
     for load in (lambda: checkpoint.load(path), lambda: checkpoint.load_newest(tmp_path, rename_damaged=True)):
-        with pytest.raises(CheckpointError, match="has checkpoint format 2; this version reads 1"):
+        with pytest.raises(CheckpointError, match="has checkpoint format 99; this version reads 1 and 2"):
             load()
     assert path.exists()  # a newer version may want it; an older checkpoint is not taken in its place
+
+
+def test_a_format_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 100)
+    for version in (True, "2", None, 2.0, [2], 10**400):
+        rewrite(path / "manifest.json", lambda value, version=version: value.update(format_version=version))
+        with pytest.raises(CheckpointError):
+            checkpoint.load(path)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 100)
+    os.rename(save(tmp_path, 200), tmp_path / "step_000000000300")
+    with pytest.raises(CheckpointError, match="holds the state of another step, 200"):
+        checkpoint.load(tmp_path / "step_000000000300")
+    check(checkpoint.load_newest(tmp_path), 100)
+    shutil.copytree(tmp_path / "step_000000000100", tmp_path / "backup")  # under a name that claims nothing
+    check(checkpoint.load(tmp_path / "backup"), 100)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_and_pipes_are_not_followed(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, 100)
+    os.rename(path / name, tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", path / name)  # its bytes are right
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        checkpoint.load(path)
+    os.unlink(path / name)
+    os.mkfifo(path / name)  # opening it would wait for ever
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        checkpoint.load(path)
+
+
+def test_a_directory_that_is_a_link_is_no_checkpoint(tmp_path: Path) -> None:
+    path = save(tmp_path / "a", 100)
+    (tmp_path / "b").mkdir()
+    os.symlink(path, tmp_path / "b" / path.name)
+    assert checkpoint.find(tmp_path / "b") == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_beyond_the_limit_are_refused_unread(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, 100)
+    size = 40 * 2**30  # sparse: it takes no space, and reading it would take 40 GB
+    os.truncate(path / name, size)
+    if name != "manifest.json":
+        rewrite(path / "manifest.json", lambda value: value["files"][name].update(size=size))
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} cannot be read: it has {size} bytes"):
+        checkpoint.load(path)
+
+
+def test_a_checkpoint_beyond_the_limit_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(checkpoint.MAX_BYTES, ".safetensors", 100)
+    with pytest.raises(CheckpointError, match=r"cannot be written: model\.safetensors would have \d+ bytes"):
+        save(tmp_path, 100)
+    assert not list(tmp_path.iterdir())
+
+
+def test_five_hundred_mutations_are_refused_and_the_one_before_is_used(tmp_path: Path) -> None:
+    rng = random.Random(500)
+    good = save(tmp_path / "run", 100)
+    refused = 0
+    while refused < 500:
+        path = save(tmp_path / "run", 200)
+        name = rng.choice(NAMES)
+        damage = rng.choice([flip, flip, truncate, extend, zero_a_page, delete, swap])
+        before = {n: (path / n).read_bytes() for n in NAMES}
+        damage(path / name, rng)
+        if {n: (path / n).read_bytes() for n in NAMES if (path / n).exists()} == before:
+            continue  # a page of zeros was zero before
+        if name == "manifest.json" and same_json(path / name, before[name]):
+            continue  # a space more
+        with pytest.raises(CheckpointError, match=r"step_000000000200"):
+            checkpoint.load(path)
+        check(checkpoint.load_newest(tmp_path / "run", rename_damaged=True), 100)
+        assert not path.exists()
+        refused += 1
+    assert good.exists()
+
+
+def zero_a_page(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    start = rng.randrange(len(data))
+    data[start : start + 4096] = bytes(len(data[start : start + 4096]))
+    path.write_bytes(data)
+
+
+def swap(path: Path, rng: random.Random) -> None:
+    other = path.with_name(rng.choice([name for name in NAMES if name != path.name]))
+    mine, yours = path.read_bytes(), other.read_bytes()
+    path.write_bytes(yours)
+    other.write_bytes(mine)
+
+
+def same_json(path: Path, before: bytes) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes()) == json.loads(before))
+    except (OSError, ValueError):
+        return False
+
+
+def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
+    for step in (100, 200, 300, 400, 500):
+        checkpoint.save(
+            tmp_path, step, model={}, train={}, state={"env_steps": step, "best_step": 200}, keep=2,
+            best=100 if step == 100 else 200,
+        )  # fmt: skip
+    assert [int(p.name[5:]) for p in checkpoint.find(tmp_path)] == [500, 400, 200]
+    assert checkpoint.load_best(tmp_path).state["env_steps"] == 200
 
 
 def test_a_flipped_bit_in_the_format_is_damage_and_no_format(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ import training
 from fakes import ChainEnv, CountingEnv
 from training import Recorder, Run, config, one_thread, use_fake_envs  # noqa: F401
 
-from ppo_fast import checkpoint, reference, trainer
+from ppo_fast import checkpoint, kernels, reference, trainer
 from ppo_fast.batch import Rollout
-from ppo_fast.errors import ConfigError, NonFiniteError
+from ppo_fast.errors import ConfigError, LostError, NonFiniteError
 from ppo_fast.evaluation import EpisodeStats, load_policy
 from ppo_fast.learners.ppo_base import PPOLearner
 from ppo_fast.rollout import NativeRolloutWorker, RolloutWorker, Worker
@@ -429,7 +430,7 @@ def state_of(subject: Trainer) -> dict[str, bytes]:
         **{f"obs {k}": v.tobytes() for k, v in subject.normalizer.moments.state().items()},
         **{f"reward {k}": v.tobytes() for k, v in subject.scaler.state().items()},
         **{f"learner {k}": v.numpy().tobytes() for k, v in subject.learner.state().items()},
-        **{f"episodes {k}": v.tobytes() for k, v in subject.episodes.state_dict().items()},
+        **{f"episodes {k}": v.tobytes() for k, v in subject.parts.episodes.state_dict().items()},
     }
 
 
@@ -543,6 +544,207 @@ def test_non_finite_update_stops_the_run_before_it_is_saved(
     saved = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
     assert saved.state["env_steps"] == recorder.rows[-1]["env_steps"]
     assert all(torch.isfinite(tensor).all() for tensor in saved.model.values())
+
+
+@pytest.mark.parametrize("name", ["values_all", "log_probs", "advantages", "returns"])
+def test_nan_in_what_is_learned_from_stops_the_run_and_the_networks_do_not_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any], name: str
+) -> None:
+    gae, calls = kernels.gae, [0]
+
+    def spoilt(*args: Any, out: tuple[np.ndarray, np.ndarray], **kwargs: Any) -> None:
+        gae(*args, out=out, **kwargs)
+        calls[0] += 1
+        if calls[0] == 3:
+            target = {"advantages": out[0], "returns": out[1]}.get(name)
+            rollout = subject.worker.buffers
+            (getattr(rollout, name) if target is None else target)[5, 2] = np.nan
+
+    monkeypatch.setattr(kernels, "gae", spoilt)
+    before: dict[str, bytes] = {}
+    subject = Trainer(
+        config(tmp_path / "run", total_timesteps=5000, **stack),
+        [Recorder(lambda row: before.update(state_of(subject)))],
+    )
+    # Warm-up is steps 0-31, and the third iteration begins at 96.
+    what = name.removesuffix("_all")
+    with pytest.raises(NonFiniteError, match=rf"{what} has 1 non-finite rows, the first at \(step 101, env 2\)"):
+        subject.run()
+    after = state_of(subject)
+    untouched = [key for key in after if key.startswith(("flat", "obs", "learner", "episodes"))]
+    assert {key: after[key] for key in untouched} == {key: before[key] for key in untouched}
+    report = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert (report["steps"], report["env_ids"]) == ([101], [2])
+    assert report["arrays"][name]["non_finite"] == 1
+    assert report["parameters"]["actor.0.weight"]["non_finite"] == 0
+
+
+def test_nan_in_adam_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any]) -> None:
+    update, calls = PPOLearner.update, [0]
+
+    def spoilt(self: PPOLearner, rollout: Rollout) -> dict[str, float]:
+        metrics = update(self, rollout)
+        calls[0] += 1
+        if calls[0] == 3:
+            self.exp_avg_sq[7] = math.inf  # its parameter stands still for ever, and nothing else shows it
+        return metrics
+
+    monkeypatch.setattr(PPOLearner, "update", spoilt)
+    _, recorder, _ = interrupted(config(tmp_path / "run", total_timesteps=5000, **stack), match="parameters")
+    assert len(recorder.rows) == 2
+
+
+# Rollback
+
+
+def spoil_updates(patch: pytest.MonkeyPatch, when: Callable[[int], bool]) -> list[float]:
+    """Have the n-th update leave NaN in a parameter where ``when(n)``; return the learning rates of all updates."""
+    update, rates = PPOLearner.update, []
+
+    def spoilt(self: PPOLearner, rollout: Rollout) -> dict[str, float]:
+        rates.append(self.learning_rate)
+        metrics = update(self, rollout)
+        if when(len(rates)):
+            self.flat[7] = math.nan
+        return metrics
+
+    patch.setattr(PPOLearner, "update", spoilt)
+    return rates
+
+
+ROLLBACK: dict[str, Any] = {
+    "total_timesteps": 3000, "checkpoint_every": 700, "on_nan": "rollback", "anneal_lr": False, "learning_rate": 1e-3
+}  # fmt: skip
+
+
+def test_rollback_goes_on_from_the_last_checkpoint_at_half_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    rates = spoil_updates(monkeypatch, lambda n: n == 5)
+    run = training.train(config(tmp_path / "run", **ROLLBACK, **stack))
+    # Checkpoints are due after the first iteration (to have one) and at 700, which the second one passes.
+    saved_at = run.rows[1]["env_steps"]
+    assert 700 <= saved_at < 1400
+    assert rates[:5] == [1e-3] * 5
+    assert rates[5:] == [5e-4] * len(rates[5:])
+    assert f"rolled back to step {saved_at} at 0.5 of the learning rate, rollback 1 of 3" in caplog.text
+    assert (run.result.state.rollbacks, run.result.state.lr_scale) == (1, 0.5)
+    assert run.result.state.env_steps >= 3000
+    on_disk = training.jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [row["iteration"] for row in on_disk] == list(range(1, len(on_disk) + 1))
+    assert [row["learning_rate"] for row in on_disk[:3]] == [1e-3, 1e-3, 5e-4]  # the third iteration was made again
+    assert json.loads((tmp_path / "run" / "nonfinite.json").read_text())["parameters"]["actor.0.weight"]["non_finite"]
+    assert all(torch.isfinite(t).all() for t in checkpoint.locate(tmp_path / "run").model.values())
+
+
+def test_rollback_replays_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any]
+) -> None:
+    # With NaN in the fifth update the run makes the third and the fourth twice, the second time as a run that was told
+    # to go slower from there.
+    with monkeypatch.context() as patch:
+        spoil_updates(patch, lambda n: n == 5)
+        rolled = training.train(config(tmp_path / "a", **ROLLBACK, **stack))
+    with monkeypatch.context() as patch:
+        advance = Trainer._advance
+
+        def slower(self: Trainer, *args: Any) -> None:
+            advance(self, *args)
+            if self.state.iteration == 2:
+                self.state.lr_scale = 0.5
+
+        patch.setattr(Trainer, "_advance", slower)
+        plain = training.train(config(tmp_path / "b", **ROLLBACK, **stack))
+    assert rolled.trainer.learner.flat.equal(plain.trainer.learner.flat)
+
+
+def test_the_fourth_rollback_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: dict[str, Any]) -> None:
+    rates = spoil_updates(monkeypatch, lambda n: n >= 4)
+    with pytest.raises(NonFiniteError, match="parameters"):
+        training.train(config(tmp_path / "run", **ROLLBACK, **stack))
+    assert rates[3:] == [1e-3, 5e-4, 2.5e-4, 1.25e-4]
+
+
+def test_rollbacks_are_remembered_by_a_run_that_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        spoil_updates(patch, lambda n: n == 4)
+        training.train(config(tmp_path / "run", **ROLLBACK))
+    longer = config(tmp_path / "run", **{**ROLLBACK, "total_timesteps": 4000, "resume": "auto"})
+    rates = spoil_updates(monkeypatch, lambda n: False)
+    training.train(longer)
+    assert rates == [5e-4] * len(rates)
+
+
+def test_rollback_without_a_checkpoint_to_go_back_to_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_updates(monkeypatch, lambda n: n == 1)
+    with pytest.raises(NonFiniteError):
+        training.train(config(tmp_path / "run", **ROLLBACK))
+    with pytest.raises(ConfigError, match="on_nan 'rollback' needs checkpoints"):
+        config(tmp_path / "run", **{**ROLLBACK, "checkpoint_every": 0})
+
+
+# A disk that refuses
+
+
+@pytest.mark.parametrize("refused", ["checkpoint", "rows", "report", "picture"])
+def test_a_disk_that_refuses_stops_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: str
+) -> None:
+    error = OSError(28, "No space left on device")
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    cfg = config(tmp_path / "run", total_timesteps=2000, checkpoint_every=500)
+    expected = training.train(config(tmp_path / "whole", total_timesteps=2000, checkpoint_every=500))
+    recorder = Recorder()
+
+    def fill(row: dict[str, Any]) -> None:
+        if row["iteration"] != 4:
+            return
+        if refused == "checkpoint":
+            monkeypatch.setattr(checkpoint, "write_synced", full)
+        elif refused == "rows":
+            subject.sinks._sinks[0]._files["metrics"]._file = Full(subject.sinks._sinks[0]._files["metrics"]._file)
+        elif refused == "picture":
+            monkeypatch.setattr("ppo_fast.plotting.draw_learning_curve", full)
+        elif refused == "report":
+            monkeypatch.setattr("ppo_fast.files.write_atomic", full)
+            subject.learner.flat[0] = math.nan
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def write(self, data: bytes) -> int:
+            raise error
+
+        def close(self) -> None:
+            self.file.close()
+
+    recorder = Recorder(fill)
+    subject = Trainer(cfg, [recorder])
+    if refused == "checkpoint":
+        with pytest.raises(LostError, match="No space left on device; the end of the run is not saved") as lost:
+            subject.run()
+        assert lost.value.exit_code == 3
+        assert caplog.text.count("TRAINING GOES ON") == 1  # and not in every iteration
+        assert len(recorder.rows) == len(expected.rows)
+        saved = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+        assert saved.state["iteration"] <= 4  # the one before is whole
+        assert recorder.evaluations  # the result is shown, though it cannot be kept
+    elif refused == "report":
+        with pytest.raises(NonFiniteError):  # and no OSError in its place
+            subject.run()
+        assert "nonfinite.json could not be written" in caplog.text
+    else:
+        assert subject.run().state == expected.result.state.__class__(
+            **{**vars(expected.result.state), "wall_s": subject.state.wall_s}
+        )
+        assert "No space left on device" in caplog.text
+    if refused == "rows":
+        assert "lacks its last" in caplog.text
+        assert len(training.jsonl(tmp_path / "run" / "metrics.jsonl")) == 4
 
 
 # Resume

@@ -10,9 +10,11 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ppo_fast.cpus import cpu_budget
 from ppo_fast.envs.base import Bool, CheckedVectorEnv, EnvSpec, Float32, spec_from_spaces
+from ppo_fast.envs.replay import ReplayableEnv
 from ppo_fast.errors import BackendError
 from ppo_fast.kernels import env_seeds
 
@@ -43,7 +45,7 @@ def envpool_spec(env_id: str) -> EnvSpec:
     )
 
 
-class EnvPoolVectorEnv(CheckedVectorEnv):
+class EnvPoolVectorEnv(CheckedVectorEnv, ReplayableEnv):
     """N environments in one EnvPool; rows are in the order of the environments, whatever thread stepped them.
 
     ``valid`` is ``elapsed_step > 0``: EnvPool counts the steps of an episode, and only a reset row has taken none.
@@ -79,8 +81,7 @@ class EnvPoolVectorEnv(CheckedVectorEnv):
         self._fields = [keys.index(key) for key in ("obs", "reward", "done", "trunc", "elapsed_step")]
 
     def _reset(self, obs: Float32) -> None:
-        self._pool._reset(self._env_ids)
-        np.copyto(obs, self._pool._recv()[self._fields[0]], casting="same_kind")
+        self._replay_reset(self._env_ids, obs)
 
     def _step(
         self, actions: Float32, obs: Float32, rewards: Float32, terminated: Bool, truncated: Bool, valid: Bool
@@ -96,6 +97,14 @@ class EnvPoolVectorEnv(CheckedVectorEnv):
         np.copyto(truncated, cut)
         np.greater(done, cut, out=terminated)
         np.greater(elapsed_step, 0, out=valid)
+
+    def _replay_reset(self, env_ids: NDArray[np.int32], obs: Float32) -> None:
+        self._pool._reset(env_ids)
+        obs[env_ids] = self._pool._recv()[self._fields[0]]  # rows come in the order that was sent
+
+    def _replay_step(self, env_ids: NDArray[np.int32], actions: NDArray[np.float64], obs: Float32) -> None:
+        self._pool._send([env_ids, env_ids, actions])
+        obs[env_ids] = self._pool._recv()[self._fields[0]]
 
     def _close(self, *, interrupted: bool) -> None:
         self._pool = None  # EnvPool's own close() stops no thread; freeing the pool does

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ppo_fast.envs.base import ActionRescaler, EnvSpec, Float32
 from ppo_fast.envs.envpool import envpool_spec, import_envpool
-from ppo_fast.envs.lifecycle import BUSY, F64, I32, READY, SENT, CheckedEnv
+from ppo_fast.envs.lifecycle import BUSY, F64, I32, READY, SENT
+from ppo_fast.envs.replay import ReplayableEnv
 from ppo_fast.envs.stream import Arrivals
 from ppo_fast.errors import EnvError
 from ppo_fast.kernels import env_seeds
@@ -70,7 +71,7 @@ def make_envpool_stream(
     return EnvPoolStream(envpool_spec(env_id), pool, num_envs, batch_size)
 
 
-class EnvPoolStream(CheckedEnv):
+class EnvPoolStream(ReplayableEnv):
     """A :class:`~ppo_fast.envs.stream.StreamEnv` on a raw asynchronous pool.
 
     ``valid`` is ``elapsed_step > 0``, as in the synchronous adapter. ``recv`` hands out the pool's own buffers, which
@@ -129,9 +130,20 @@ class EnvPoolStream(CheckedEnv):
         return arrivals
 
     def _reset(self, obs: Float32) -> None:
-        self._pool._reset(np.arange(self.num_envs, dtype=np.int32))
-        self._in_flight.fill(True)
-        self._unanswered = self.num_envs
+        self._replay_reset(np.arange(self.num_envs, dtype=np.int32), obs)
+
+    def _replay_reset(self, env_ids: NDArray[np.int32], obs: Float32) -> None:
+        self._pool._reset(env_ids)
+        self._gather_all(env_ids, obs)
+
+    def _replay_step(self, env_ids: NDArray[np.int32], actions: NDArray[np.float64], obs: Float32) -> None:
+        self._pool._send([env_ids, env_ids, actions])
+        self._gather_all(env_ids, obs)
+
+    def _gather_all(self, env_ids: NDArray[np.int32], obs: Float32) -> None:
+        """Wait for ``env_ids`` (b,), all that is in flight, and write their rows of ``obs``."""
+        self._in_flight[env_ids] = True
+        self._unanswered = env_ids.size
         while self._unanswered:
             arrivals = self._gather()
             obs[arrivals.env_ids] = arrivals.obs  # rounded to float32, as by the synchronous adapter

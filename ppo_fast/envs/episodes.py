@@ -68,6 +68,11 @@ class EpisodeTracker:
         order = np.argsort((step * num_envs + env)[finished])
         return returns[finished][order], lengths[finished][order]
 
+    def reset(self) -> None:
+        """Forget the running episodes."""
+        self._returns.fill(0.0)
+        self._lengths.fill(0)
+
     def state_dict(self) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
         """Return copies of the running sums: ``returns`` (N,) float64 and ``lengths`` (N,) int64."""
         return {"returns": self._returns.copy(), "lengths": self._lengths.copy()}

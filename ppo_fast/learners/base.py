@@ -14,8 +14,8 @@ class Learner(Protocol):
 
     flat: torch.Tensor  # (P,) float32 on the learner's device, updated in place
 
-    def set_progress(self, progress: float) -> None:
-        """Set the schedules for ``progress`` in [0, 1] of the run."""
+    def set_progress(self, progress: float, lr_scale: float = 1.0) -> None:
+        """Set the schedules for ``progress`` in [0, 1] of the run, and multiply the learning rate by ``lr_scale``."""
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Improve ``flat`` on one rollout and return its metrics."""

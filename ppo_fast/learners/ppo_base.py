@@ -5,7 +5,6 @@ Axes: T steps · N envs · B = T·N rows · D observation · A action · P param
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -64,9 +63,9 @@ class PPOLearner(ABC):
         self.learning_rate = cfg.learning_rate
 
     # --- schedules ---------------------------------------------------------------------------------------------------
-    def set_progress(self, progress: float) -> None:
-        """Set the learning rate: ``lr · (1 − progress)`` when annealed, else ``lr``."""
-        self.learning_rate = self.cfg.learning_rate * (1.0 - progress if self.cfg.anneal_lr else 1.0)
+    def set_progress(self, progress: float, lr_scale: float = 1.0) -> None:
+        """Set the learning rate: ``lr · lr_scale``, times ``1 − progress`` when annealed."""
+        self.learning_rate = self.cfg.learning_rate * (1.0 - progress if self.cfg.anneal_lr else 1.0) * lr_scale
 
     # --- the update --------------------------------------------------------------------------------------------------
     def update(self, rollout: Rollout) -> dict[str, float]:
@@ -157,5 +156,5 @@ class PPOLearner(ABC):
         self.adam_steps, self.epochs_done = (int(value) for value in state["counters"])
 
     def is_finite(self) -> bool:
-        """Return whether every parameter is finite; waits for the device."""
-        return math.isfinite(float(self.flat.sum()))
+        """Return whether every parameter and every moment of Adam is finite; waits for the device."""
+        return bool(torch.stack([array.sum() for array in (self.flat, self.exp_avg, self.exp_avg_sq)]).isfinite().all())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppo_fast import kernels
-from ppo_fast.batch import Float32
+from ppo_fast.batch import Float32, aligned_zeros
 from ppo_fast.config import Config
 from ppo_fast.errors import BackendError
 from ppo_fast.learners.ppo_base import Order, PPOLearner
@@ -131,7 +131,7 @@ class TorchLearner(PPOLearner):
     def _allocate(self) -> dict[str, Float32]:
         b = self.cfg.batch_size
         widths = {"norm_obs": (b, self.model.obs_dim), "actions": (b, self.model.act_dim)}
-        return {name: np.zeros(widths.get(name, (b,)), np.float32) for name in Minibatch._fields}
+        return {name: aligned_zeros(*widths.get(name, (b,))) for name in Minibatch._fields}
 
 
 def mean_kl(stats: Tensor) -> float:

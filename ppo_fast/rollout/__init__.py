@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ppo_fast.rollout.choose import Worker, choose_actor, make_worker
+from ppo_fast.rollout.finite import check_advantages
 from ppo_fast.rollout.native_worker import NativeRolloutWorker
 from ppo_fast.rollout.torch_worker import RolloutWorker
 
-__all__ = ["NativeRolloutWorker", "RolloutWorker", "Worker", "choose_actor", "make_worker"]
+__all__ = ["NativeRolloutWorker", "RolloutWorker", "Worker", "check_advantages", "choose_actor", "make_worker"]

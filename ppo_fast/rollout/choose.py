@@ -11,6 +11,7 @@ import torch
 
 from ppo_fast import envs, native
 from ppo_fast.config import Config
+from ppo_fast.envs.replay import EpisodeLog
 from ppo_fast.errors import BackendError
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
@@ -18,7 +19,7 @@ from ppo_fast.rollout.native_worker import NativeRolloutWorker
 from ppo_fast.rollout.torch_worker import RolloutWorker
 from ppo_fast.timing import PhaseTimer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Worker = RolloutWorker | NativeRolloutWorker
 
@@ -42,7 +43,7 @@ def choose_actor(cfg: Config, model: ActorCritic, device: torch.device) -> tuple
     if device.type != "cpu":
         return "torch", f"the device is {device}"
     if missing:
-        log.warning("actions come from torch, the native actor cannot be had: %s", missing)
+        logger.warning("actions come from torch, the native actor cannot be had: %s", missing)
         return "torch", f"no native actor: {missing}"
     return "native", "the fastest on the CPU"
 
@@ -56,6 +57,7 @@ def make_worker(
     timer: PhaseTimer,
     *,
     purpose: int = 0,
+    log: EpisodeLog | None = None,
 ) -> Worker:
     """Make a run's environments and the worker that drives them; ``worker.env`` is the caller's to close.
 
@@ -67,6 +69,7 @@ def make_worker(
         actor: ``native`` or ``torch``.
         model, normalizer, device, timer: as the workers take them.
         purpose: separates the seeds of training, evaluation and resumed training (:func:`ppo_fast.envs.make`).
+        log: what the environments have to go through first, of a run that is taken up; None for a reset.
 
     Raises:
         ConfigError, EnvError, BackendError: the environments or the actor cannot be had.
@@ -78,7 +81,7 @@ def make_worker(
         "vectorization": cfg.vectorization,
         "purpose": purpose,
     }
-    common: dict[str, Any] = {"num_steps": cfg.num_steps, "seed": cfg.seed, "timer": timer}
+    common: dict[str, Any] = {"num_steps": cfg.num_steps, "seed": cfg.seed, "timer": timer, "log": log}
     if actor == "native":
         stream = envs.make_stream(cfg.env, cfg.num_envs, **where)
         with closed_on_error(stream):

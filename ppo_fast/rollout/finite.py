@@ -28,5 +28,25 @@ def check_finite(buf: Rollout, steps_done: int) -> None:
         where = np.argwhere(bad)
         if len(where):
             first = steps_done - len(buf.rewards)
-            places = ", ".join(f"(step {first + t}, env {env})" for t, env in where[:5].tolist())
-            raise NonFiniteError(f"{name} has {len(where)} non-finite rows, the first at {places}")
+            raise _error(name, [(first + row[0], row[1]) for row in where.tolist()])
+
+
+def check_advantages(buf: Rollout, steps_done: int) -> None:
+    """Raise unless values, log-probabilities, advantages and returns of valid rows are finite; as :func:`check_finite`.
+
+    Raises:
+        NonFiniteError: they are not; the message names steps and environments.
+    """
+    for name in ("values", "log_probs", "advantages", "returns"):
+        array = getattr(buf, name)
+        if np.isfinite(array.sum(dtype=np.float64)):
+            continue
+        where = np.argwhere(~np.isfinite(array) & buf.valid)
+        if len(where):
+            first = steps_done - len(buf.rewards)
+            raise _error(name, [(first + row[0], row[1]) for row in where.tolist()])
+
+
+def _error(name: str, places: list[tuple[int, int]]) -> NonFiniteError:
+    shown = ", ".join(f"(step {step}, env {env})" for step, env in places[:5])
+    return NonFiniteError(f"{name} has {len(places)} non-finite rows, the first at {shown}", places)

@@ -14,6 +14,7 @@ from ppo_fast import native
 from ppo_fast.batch import Rollout
 from ppo_fast.envs import StreamEnv
 from ppo_fast.envs.base import ActionRescaler
+from ppo_fast.envs.replay import EpisodeLog, start_envs
 from ppo_fast.errors import BackendError, NonFiniteError
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
@@ -29,13 +30,14 @@ class NativeRolloutWorker:
     runs, the simulator steps the environments that have not come back yet.
 
     Args:
-        env: the environments; reset here.
+        env: the environments; reset here, or replayed.
         model: shapes of the networks.
         normalizer: frozen while a rollout is collected.
         num_steps: T.
         seed: key of the action noise.
         timer: receives the phases ``physics``, the wait for the simulator, and ``act``.
         simd: ``avx512``, ``avx2`` or ``baseline``; empty: what ``PPO_FAST_SIMD`` says, else the best there is.
+        log: what ``env`` has to go through to be where a run goes on; None for a reset.
 
     Raises:
         BackendError: the core is missing or lacks something, or this processor does not run that SIMD level.
@@ -51,6 +53,7 @@ class NativeRolloutWorker:
         seed: int,
         timer: PhaseTimer,
         simd: str = "",
+        log: EpisodeLog | None = None,
     ) -> None:
         if reason := native.lacks(model):
             raise BackendError(f"the native actor cannot be had: {reason}")
@@ -80,7 +83,7 @@ class NativeRolloutWorker:
         self.buffers = Rollout.allocate(num_steps, n, model.obs_dim, a)
         self.steps_done = 0  # per environment, reset rows included: half of the noise's key
         self._env_ids, self._actions = np.empty(n, np.int32), np.empty((n, a), np.float64)
-        env.reset(self.buffers.obs[-1])
+        start_envs(env, log, self.buffers.obs[-1])
 
     def collect(self, flat: Tensor) -> Rollout:
         """Return the next rollout under parameters ``flat`` (P,); its arrays are overwritten by the next call.
@@ -117,7 +120,8 @@ class NativeRolloutWorker:
     def _require_finite_actions(self) -> None:
         if self.core.failed_env >= 0:
             check_finite(self.buffers, self.steps_done + self.num_steps)  # the cause, if a row that came back is bad
+            env = self.core.failed_env
             raise NonFiniteError(
-                f"the action of environment {self.core.failed_env} is not finite, at a step from {self.steps_done} on; "
-                "it was not stepped"
+                f"the action of environment {env} is not finite, at a step from {self.steps_done} on; it was not taken",
+                [(self.steps_done, env)],
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 from ppo_fast import kernels
 from ppo_fast.batch import Rollout
 from ppo_fast.envs.base import VectorEnv
+from ppo_fast.envs.replay import EpisodeLog, start_envs
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
 from ppo_fast.rollout.finite import check_finite
@@ -27,13 +28,14 @@ class RolloutWorker:
     all action noise of a rollout is drawn at once: it is keyed by (seed, global env index, step), not by order.
 
     Args:
-        env: the environments; reset here.
+        env: the environments; reset here, or replayed.
         model: shapes of the networks.
         normalizer: frozen while a rollout is collected.
         num_steps: T.
         seed: key of the action noise.
         device: where the networks run.
         timer: receives the phases ``physics`` and ``act``.
+        log: what ``env`` has to go through to be where a run goes on; None for a reset.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class RolloutWorker:
         seed: int,
         device: torch.device,
         timer: PhaseTimer,
+        log: EpisodeLog | None = None,
     ) -> None:
         self.env, self.model, self.normalizer = env, model, normalizer
         self.num_steps, self.seed, self.device, self.timer = num_steps, seed, device, timer
@@ -57,7 +60,7 @@ class RolloutWorker:
         self._norm_obs = torch.zeros(n, d)
         self._env_ids = np.tile(np.arange(n, dtype=np.int64), num_steps)
         self._noise = np.empty((num_steps * n, a), np.float64)
-        env.reset(self.buffers.obs[-1])
+        start_envs(env, log, self.buffers.obs[-1])
 
     @torch.no_grad()
     def collect(self, flat: Tensor) -> Rollout:

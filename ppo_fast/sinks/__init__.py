@@ -31,6 +31,13 @@ class Sink(Protocol):
         """Flush and free."""
 
 
+class RewindableSink(Sink, Protocol):
+    """A sink that can take back rows: of a run that is rolled back."""
+
+    def rewind(self, env_steps: int) -> None:
+        """Forget the rows of later steps; they are about to come again."""
+
+
 class Sinks:
     """Fan out to sinks; one that fails is reported once and dropped, and never stops a run."""
 
@@ -48,6 +55,10 @@ class Sinks:
     def evaluation(self, record: dict[str, Any]) -> None:
         """Give every sink one evaluation."""
         self._each(lambda sink: sink.evaluation(record))
+
+    def rewind(self, env_steps: int) -> None:
+        """Have every sink that can forget the rows of later steps."""
+        self._each(lambda sink: sink.rewind(env_steps) if hasattr(sink, "rewind") else None)
 
     def close(self) -> None:
         """Close every sink, once."""

@@ -30,7 +30,12 @@ class ConsoleSink:
         self._from: tuple[int, float] | None = None
 
     def start(self, config: dict[str, Any], info: dict[str, Any]) -> None:
-        """Nothing: the command prints the banner."""
+        """Say what taking up the run has cost; the command prints the banner."""
+        if replay := (info.get("taken_up") or {}).get("seconds") is not None and info["taken_up"]:
+            self._write(
+                f"environments replayed: {replay['resets']:,} resets and {replay['steps']:,} steps in "
+                f"{replay['seconds']:.1f} s"
+            )
 
     def log(self, metrics: Metrics) -> None:
         """Show one iteration, at most every few seconds when lines are kept."""

@@ -37,6 +37,11 @@ class TensorBoardSink:
         self._writer = self._open(self._dir, purge_step=None if resumed_at is None else resumed_at + 1)
         self._writer.add_text("config", "\n".join(f"    {k} = {v!r}" for k, v in config.items()))
 
+    def rewind(self, env_steps: int) -> None:
+        """Have TensorBoard hide what was written beyond ``env_steps``."""
+        self._writer.close()
+        self._writer = self._open(self._dir, purge_step=env_steps + 1)
+
     def log(self, metrics: Metrics) -> None:
         """Write one iteration's scalars, as one event: a call of add_scalar for each costs 1 % of a fast iteration."""
         scalars = [

@@ -1,0 +1,59 @@
+"""What a run is made by, for run_info.json and the banner; and what of it a resumed run must share, to the bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ppo_fast import envs
+from ppo_fast.config import Config
+from ppo_fast.learners.ppo_base import PPOLearner
+from ppo_fast.native import simd_level
+from ppo_fast.system import build_info
+
+
+def describe(
+    cfg: Config, device: torch.device, learner: PPOLearner, why_learner: str, actor: str, why_actor: str
+) -> dict[str, Any]:
+    """Return versions, machine, and every choice that was made for the run, with its reason."""
+    backend, reason = envs.resolve_backend(cfg.env, cfg.env_backend)
+    workers = envs.workers(backend, cfg.num_envs, num_threads=cfg.env_threads, vectorization=cfg.vectorization)
+    native = actor == "native"
+    mode = envs.stream_mode(backend, cfg.num_envs, num_threads=workers) if native else "synchronous"
+    return {
+        **build_info(),
+        "env_backend": {"name": backend, "reason": reason, "workers": workers, "mode": mode},
+        "device": {"asked": cfg.device, "got": str(device)},
+        "actor": {"name": actor, "reason": why_actor, "simd": simd_level() if native else None},
+        "learner": {
+            "name": learner.name,
+            "reason": why_learner,
+            "simd": learner.simd,
+            "threads": learner.threads,
+        },
+        "update": {"mode": learner.mode, "why_eager": learner.why_eager},
+        "torch_threads": torch.get_num_threads(),
+        "num_params": learner.model.num_params,
+    }
+
+
+def numerics(info: dict[str, Any]) -> dict[str, Any]:
+    """Return, of :func:`describe`'s facts, those on which the bits of a run depend beside its options."""
+    level = {"avx512": "FMA", "avx2": "FMA"}  # equal bits, and aarch64's are the same
+    learner, actor = info["learner"], info["actor"]
+    return {
+        "actor": actor["name"],
+        "learner": learner["name"],
+        "SIMD": sorted({level.get(simd, simd) for simd in (learner["simd"], actor["simd"]) if simd}),
+        "update": info["update"]["mode"],
+        "device": info["device"]["got"],
+        "torch threads": info["torch_threads"],
+        "cpu": info["machine"]["cpu"],
+        **{name: info["versions"][name] for name in ("ppo_fast", "torch", "numpy", "envpool")},
+    }
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return in words what of :func:`numerics` is no longer the same."""
+    return [f"{name} was {then.get(name)}, is {value}" for name, value in now.items() if then.get(name) != value]

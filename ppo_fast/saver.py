@@ -1,0 +1,94 @@
+"""When a run is saved, with what, and what happens when the disk refuses."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo_fast import checkpoint
+from ppo_fast.config import Config
+from ppo_fast.errors import CheckpointError
+from ppo_fast.parts import Parts
+from ppo_fast.timing import PhaseTimer
+
+log = logging.getLogger(__name__)
+
+Obs = NDArray[np.float32]
+
+_RETRY_S = 10.0  # between attempts to write a checkpoint that the disk refuses
+
+
+class Saver:
+    """Write the checkpoints of a run.
+
+    Args:
+        directory: where they go.
+        cfg: the run's options.
+        parts: what is saved.
+        facts: JSON-ready values that every checkpoint holds beside them.
+        timer: receives the phase ``checkpoint``.
+
+    Everywhere ``obs`` are the observations, (N, D) float32, that the next rollout starts from.
+    """
+
+    def __init__(self, directory: Path, cfg: Config, parts: Parts, facts: dict[str, Any], timer: PhaseTimer) -> None:
+        self._directory, self._cfg, self._parts, self._facts, self._timer = directory, cfg, parts, facts, timer
+        self._failed_at = -math.inf
+
+    def due(self, every: int, last: int) -> bool:
+        """Return whether ``every`` env steps (0: never) have passed since step ``last``; the run's end has its own."""
+        steps = self._parts.state.env_steps
+        return bool(every) and steps < self._cfg.total_timesteps and steps // every != last // every
+
+    def save(self, obs: Obs) -> Path:
+        """Write a checkpoint, atomically: of everything, or of everything but the simulators where they restart.
+
+        Raises:
+            CheckpointError: it cannot be written; the earlier ones still are there.
+        """
+        state = self._parts.state
+        before, state.saved_at = state.saved_at, state.env_steps
+        packed = self._parts.pack(obs)
+        packed["state"] |= self._facts | {"config": self._cfg.to_dict()}
+        try:
+            return checkpoint.save(
+                self._directory, state.env_steps, **packed, keep=self._cfg.keep_checkpoints, best=state.best_step
+            )
+        except CheckpointError:
+            state.saved_at = before
+            raise
+
+    def save_if_due(self, obs: Obs, *, also: bool) -> bool:
+        """Write a checkpoint if it is time, or ``also`` says so; return False if it was not written.
+
+        A disk that refuses stops nothing: it is said aloud, and tried again after some seconds.
+        """
+        cfg, state = self._cfg, self._parts.state
+        first = cfg.on_nan == "rollback" and not state.saved_at  # to have something to go back to
+        if not (also or first or self.due(cfg.checkpoint_every, state.saved_at)):
+            return True
+        if time.monotonic() - self._failed_at < _RETRY_S:
+            return False
+        try:
+            with self._timer("checkpoint"):
+                self.save(obs)
+        except CheckpointError as err:
+            self._failed_at = time.monotonic()
+            log.warning("%s; TRAINING GOES ON, and the checkpoints written before are whole", err)
+            return False
+        return True
+
+    def save_last(self, obs: Obs) -> str:
+        """Write the last checkpoint; return why it could not be, empty if it was."""
+        try:
+            self.save(obs)
+        except CheckpointError as err:
+            log.warning("%s", err)
+            return str(err)
+        return ""
