@@ -26,7 +26,7 @@ TASKS = ("HalfCheetah-v5", "Hopper-v5")
 LEARNERS = ("native", "torch")
 PRESET = "sample"
 # Two-sided 97.5 % quantiles of Student's t, by degrees of freedom: 2 n - 2 for n seeds of each learner, rounded down.
-T_975 = {2: 4.303, 4: 2.776, 8: 2.306, 18: 2.101, 28: 2.048, 38: 2.024, 58: 2.002}
+T_975 = {2: 4.303, 4: 2.776, 8: 2.306, 18: 2.101, 28: 2.048, 38: 2.024, 58: 2.002, 78: 1.991, 98: 1.984, 126: 1.979}
 
 
 @dataclass(frozen=True)
