@@ -20,7 +20,7 @@ test-full: core  ## the tests, those that train for minutes included
 # No leak check, because Python leaks at its end; EnvPool frees what it got by new; freed memory in quarantine looks like
 # growth, which is why the tests that watch the memory are left out.
 ASAN := build/asan
-test-asan: $(READY)  ## kernels, native actor and learner under the sanitizers (GCC or Clang, about 15 minutes)
+test-asan: $(READY)  ## kernels, native actor and learner under the sanitizers (GCC or Clang, about 5 minutes)
 	rm -rf $(ASAN) && mkdir -p $(ASAN) && cp -r ppo_fast csrc tests CMakeLists.txt setup.py pyproject.toml README.md $(ASAN)
 	rm -f $(ASAN)/ppo_fast/_core*.so
 	cd $(ASAN) && CMAKE_ARGS=-DPPO_FAST_SANITIZE=ON PPO_FAST_BUILD=require \
@@ -28,7 +28,7 @@ test-asan: $(READY)  ## kernels, native actor and learner under the sanitizers (
 	cd $(ASAN) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0:quarantine_size_mb=1 \
 	    $(CURDIR)/$(BIN)/python -m pytest tests/kernels tests/test_native_actor.py tests/test_native_actor_core.py \
-	    tests/test_native_learner.py tests/test_native_threads.py -k "not ten_thousand" $(ARGS)
+	    tests/test_native_learner.py tests/test_native_threads.py tests/test_native_fuzz.py -k "not ten_thousand" $(ARGS)
 
 # A set-up made before there was a compiler lacks the core, which the tests require.
 core: $(READY)

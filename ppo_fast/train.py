@@ -65,6 +65,7 @@ def _train(argv: list[str]) -> int:
 def stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
     """Have SIGINT and SIGTERM stop the trainer at its next boundary, and a second one end the process at once.
 
+    So does the first one where nothing has been done yet that could be saved, as while environments are replayed.
     Ending at once loses what came after the last checkpoint and nothing else, since whatever is written is atomic.
 
     Yields:
@@ -73,10 +74,11 @@ def stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
-        if received:
+        name = signal.Signals(number).name
+        if received or not trainer.can_stop:
+            os.write(2, f"\n{name}: leaving at once\n".encode())
             os._exit(128 + number)
         received.append(number)
-        name = signal.Signals(number).name
         trainer.stop(name)
         os.write(2, f"\n{name}: saving after this iteration; once more to leave at once\n".encode())
 

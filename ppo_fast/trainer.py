@@ -90,6 +90,7 @@ class Trainer:
         self.saver = Saver(self.run_dir.checkpoints, cfg, self.parts, facts, self.timer)
         self.final: EpisodeStats | None = None
         self._stop = ""
+        self.can_stop = False  # true once there is something that a stop could save
         if saved is not None:
             self._restore(saved)
 
@@ -156,7 +157,8 @@ class Trainer:
         self._startup_s = time.perf_counter() - self._started - self.learner.compile_s
         self._clock = time.perf_counter() - self.state.wall_s - self.learner.compile_s
         self._row_started = time.perf_counter() - self.learner.compile_s
-        if self.state.env_steps and not self._stop:
+        self.can_stop = True
+        if self.state.env_steps:
             self._between()
 
     def _warm_up(self) -> None:

@@ -217,6 +217,35 @@ def test_a_signal_before_the_first_step_ends_the_process(tmp_path: Path) -> None
     assert process.returncode != 0
 
 
+SLOW_REPLAY = """
+import sys, time
+from ppo_fast.envs.envpool_stream import EnvPoolStream
+from ppo_fast.train import main
+EnvPoolStream._replay_reset = lambda *args: (print("replaying", flush=True), time.sleep(60))
+sys.exit(main())
+"""
+
+
+def test_a_signal_while_environments_are_replayed_leaves_at_once_and_harms_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finish(run, *stack_options("native"), steps=3000)
+    before = result(run)
+    again = subprocess.Popen(
+        [sys.executable, "-c", SLOW_REPLAY, *command(run, *stack_options("native"), steps=6000)[3:]],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert again.stdout is not None
+    while "replaying" not in again.stdout.readline():
+        assert again.poll() is None
+    sent = time.monotonic()
+    again.terminate()
+    _, err = again.communicate(timeout=30)
+    assert time.monotonic() - sent < 2
+    assert again.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: leaving at once" in err
+    assert result(run) == before
+
+
 # Two trainers
 
 
