@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ FORMAT_VERSION = 2
 READABLE = (1, 2)
 MAX_BYTES = {".json": 16 * 2**20, ".safetensors": 2**30}  # of one file
 _TENSOR_FILES = ("model.safetensors", "train.safetensors")
+_NAME = re.compile(r"step_\d{12}")
 _FILES = (*_TENSOR_FILES, "state.json")
 
 
@@ -75,8 +78,7 @@ def save(
     Args:
         directory: ``checkpoints`` of a run.
         env_steps: names the checkpoint; one of the same name is replaced.
-        model, train: tensors of the two files, by name.
-        state: JSON-ready values.
+        model, train, state: tensors of the two files by name, and JSON-ready values.
         keep: how many of the newest stay, the new one among them in any case.
         best: step of one that stays beside them.
 
@@ -108,13 +110,13 @@ def save(
         write_synced(tmp / "manifest.json", to_json({"format_version": FORMAT_VERSION, "files": manifest}))
         sync_dir(tmp)
         if final.exists():  # a rename cannot replace a directory: the old one steps aside until the new one is in
-            os.rename(final, _doomed(final))
+            os.rename(final, _replaced(final))
         os.rename(tmp, final)
         sync_dir(directory)
     except OSError as err:
         shutil.rmtree(tmp, ignore_errors=True)
         with contextlib.suppress(OSError):
-            os.rename(_doomed(final), final)
+            os.rename(_replaced(final), final)
         raise CheckpointError(f"checkpoint {final} cannot be written: {err.strerror}") from err
     with contextlib.suppress(OSError):  # an old one that stays costs space, not the run
         for old in [path for path in find(directory) if path != final][keep - 1 :]:
@@ -128,22 +130,30 @@ def find(directory: Path) -> list[Path]:
     """Return the checkpoints below ``directory``, newest first; unfinished ones are not among them."""
     if not directory.is_dir():
         return []
-    found = (p for p in directory.glob("step_*") if p.is_dir() and not p.is_symlink())
-    return sorted((p for p in found if p.name[5:].isdigit()), reverse=True)
+    found = (p for p in directory.glob("step_*") if _NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
+    return sorted(found, reverse=True)
 
 
 def remove_stale(directory: Path) -> None:
-    """Remove what a killed process left half-written."""
+    """Remove what a killed process left half-written, and put back what it was about to replace."""
+    for old in directory.glob(".tmp-*-replaced-step_*"):
+        final = directory / old.name.partition("-replaced-")[2]
+        if _NAME.fullmatch(final.name) and not final.exists():
+            os.rename(old, final)
     for tmp in directory.glob(".tmp-*"):
         shutil.rmtree(tmp, ignore_errors=True)
 
 
 def set_aside(path: Path, suffix: str) -> Path:
     """Rename a checkpoint so that it is no longer found, and return its new path."""
-    aside = path.with_name(path.name + suffix)
-    shutil.rmtree(aside, ignore_errors=True)
+    names = (f"{path.name}{suffix}{f'.{i}' if i else ''}" for i in itertools.count())
+    aside = next(other for name in names if not (other := path.with_name(name)).exists())
     os.rename(path, aside)
     return aside
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f".tmp-{os.getpid()}-replaced-{path.name}")
 
 
 def _doomed(path: Path) -> Path:
@@ -177,7 +187,7 @@ def load(path: Path) -> Checkpoint:
     step = state.get("env_steps", 0)
     if type(step) is not int or not 0 <= step < 10**12:
         raise CheckpointError(f"{path / 'state.json'} has no number of steps: {step!r:.50}")
-    if path.name.startswith("step_") and "env_steps" in state and path.name != path_of(path.parent, step).name:
+    if _NAME.fullmatch(path.name) and "env_steps" in state and path.name != path_of(path.parent, step).name:
         raise CheckpointError(f"{path} holds the state of another step, {step}")
     return Checkpoint(path, tensors[0], tensors[1], state)
 
@@ -213,14 +223,12 @@ def load_newest(directory: Path, *, rename_damaged: bool = False, level: int = l
 
 
 def load_best(directory: Path) -> Checkpoint:
-    """Read the checkpoint below ``directory`` whose evaluation was the best so far.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
+    """Read the checkpoint below ``directory`` with the best evaluation, or raise ``CheckpointError``."""
     step = load_newest(directory).state.get("best_step")
-    if not isinstance(step, int):
+    if type(step) is not int:
         raise CheckpointError(f"no evaluation has chosen a best checkpoint in {directory} yet")
+    if not path_of(directory, step).exists():
+        raise CheckpointError(f"the best checkpoint, that of step {step}, is no longer in {directory}")
     return load(path_of(directory, step))
 
 

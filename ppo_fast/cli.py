@@ -18,7 +18,7 @@ import tyro
 
 from ppo_fast import checkpoint
 from ppo_fast.config import Config, describe_type, from_dict, read_toml
-from ppo_fast.errors import CheckpointError, ConfigError, NonFiniteError, PPOFastError, did_you_mean
+from ppo_fast.errors import CheckpointError, ConfigError, LostError, NonFiniteError, PPOFastError, did_you_mean
 from ppo_fast.presets import resolve_options
 
 EXIT_BAD_INPUT = PPOFastError.exit_code
@@ -75,7 +75,10 @@ def _resumed_config(resume: str, run_dir: str) -> dict[str, Any]:
         directory = Path(run_dir) / "checkpoints"
         if not run_dir or not checkpoint.find(directory):
             return {}
-        saved = checkpoint.load_newest(directory, level=logging.DEBUG)  # the trainer says what it makes of damaged ones
+        try:
+            saved = checkpoint.load_newest(directory, level=logging.DEBUG)
+        except LostError:  # the trainer says so, sets the damaged ones aside and stops
+            return {}
     else:
         saved = checkpoint.locate(resume, level=logging.DEBUG)
     config = saved.state.get("config")

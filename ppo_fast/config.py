@@ -246,6 +246,7 @@ def _check_values(cfg: Config) -> None:
     require(math.isfinite(cfg.log_std_init), "log_std_init", "finite")
     require(cfg.target_kl is None or 0 < cfg.target_kl < math.inf, "target_kl", "a finite number above 0, or unset")
     require(len(cfg.hidden_sizes) >= 1 and min(cfg.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
+    require(max(cfg.hidden_sizes) < 2**31, "hidden_sizes", "widths below 2**31")
     require(len(set(cfg.log)) == len(cfg.log), "log", "a list without repetitions")
     if cfg.learner_threads and (cfg.learner == "torch" or cfg.update != "auto"):
         asked = "learner 'torch'" if cfg.learner == "torch" else f"torch's update {cfg.update!r}"

@@ -163,7 +163,7 @@ def policy_from(saved: checkpoint.Checkpoint) -> Policy:
         model = make_model(cfg, spec)
         normalizer = ObsNormalizer(spec.obs_dim, clip=cfg.clip_obs, enabled=cfg.norm_obs)
         flat = unpack_policy(saved.model, model, normalizer)
-    except (AttributeError, KeyError, TypeError, ValueError) as err:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as err:
         raise CheckpointError(f"{saved.path} does not hold a policy of this version: {err}") from err
     return Policy(model, flat, normalizer, spec)
 
@@ -185,6 +185,8 @@ def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
 
 def spec_from_json(values: dict[str, Any]) -> EnvSpec:
     """Invert :func:`spec_to_json`; what is from before discrete actions is continuous."""
+    if not isinstance(values["env_id"], str):
+        raise TypeError(f"env_id must be a string, got {values['env_id']!r:.50}")
     low, high = (np.array([float(v) for v in values[name]]) for name in ("action_low", "action_high"))
     return EnvSpec(
         values["env_id"],

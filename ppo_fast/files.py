@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -52,11 +53,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSONL file, none if it is missing; a line that a kill cut short is skipped."""
     if not path.exists():
         return []
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)

@@ -40,7 +40,17 @@ class Moments:
         return {"count": self.count, "mean": self.mean, "m2": self.m2}
 
     def load(self, state: Mapping[str, NDArray[np.generic]]) -> None:
-        """Overwrite the statistics in place."""
+        """Overwrite the statistics in place.
+
+        Raises:
+            ShapeError: they are of another shape or dtype, not finite, or negative where that cannot be.
+        """
+        for name, array in self.state().items():
+            given = state[name]
+            if given.shape != array.shape or given.dtype != np.float64 or not np.isfinite(given).all():
+                raise ShapeError(f"{name} must be {array.shape} float64, finite, got {given.shape} {given.dtype}")
+            if name != "mean" and (given.astype(np.float64) < 0).any():
+                raise ShapeError(f"{name} must not be negative")
         for name, array in self.state().items():
             array[...] = state[name]
 
@@ -124,9 +134,10 @@ class RewardScaler:
         """
         self.moments.load(state)
         if running:
-            if state["discounted"].shape != self.discounted.shape:
-                raise ShapeError(f"discounted must be {self.discounted.shape}, got {state['discounted'].shape}")
-            self.discounted = np.array(state["discounted"], np.float64)
+            given = state["discounted"]
+            if given.shape != self.discounted.shape or given.dtype != np.float64 or not np.isfinite(given).all():
+                raise ShapeError(f"discounted must be {self.discounted.shape} float64, finite, got {given.shape}")
+            self.discounted = np.array(given, np.float64)
 
     def reset(self) -> None:
         """Start every accumulator at 0, as new episodes do."""

@@ -6,6 +6,7 @@ Axes: N environments · D observation.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, fields
@@ -110,16 +111,20 @@ class Parts:
             self.scaler.load(unpack_arrays(saved.train, "reward_scaler"), running=not self.why_restarted)
             self.recent.clear()
             self.recent.extend((float(r), int(n)) for r, n in saved.state["recent_episodes"])
+            if not all(math.isfinite(r) and 0 <= n < 2**53 for r, n in self.recent):
+                raise ValueError("recent_episodes are no returns and lengths")
             self._load_state(saved.state)
             if self.why_restarted or self.log is None:
                 self.restart_episodes()
             else:
                 self.episodes.load_state_dict(unpack_arrays(saved.train, "episodes"))
                 self.log.load(replay)
+                if self.log.resets.max() > self.state.worker_steps + 1:
+                    raise ValueError("more resets than steps")
                 self.obs_to_meet = np.asarray(replay["obs"], np.float32)
         except PPOFastError as err:
             raise CheckpointError(f"{saved.path} does not fit this run: {err}") from err
-        except (KeyError, TypeError, ValueError, RuntimeError) as err:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as err:
             raise CheckpointError(f"{saved.path} does not fit this version: {err}") from err
 
     def restart_episodes(self) -> None:
@@ -129,7 +134,7 @@ class Parts:
         self.state.env_purpose = self.state.iteration + EVALUATION if self.state.env_steps else 0
         self.obs_to_meet = None
         if self.log is not None:
-            self.log = EpisodeLog(self.log.resets.size, self.log.act_dim)
+            self.log = EpisodeLog(self.log.resets.size, self.log.act_dim, self.log.max_episode_steps)
 
     def arrays(self) -> dict[str, Tensor]:
         """Return the parameters by name, for a report."""
@@ -141,10 +146,14 @@ class Parts:
             known |= {"evaluated_at": values["env_steps"], "saved_at": values["env_steps"]}
         for name, value in known.items():
             default = getattr(TrainState, name)
-            kinds = (int, type(default)) if default is not None else (int, float, type(None))
-            is_number = isinstance(value, kinds) and not isinstance(value, bool)
-            if not is_number or (value is not None and not abs(value) < 1e18):  # NaN too
+            if value is None and default is None:
+                continue
+            is_float = name in ("wall_s", "best_return", "lr_scale")
+            kind = isinstance(value, float) or type(value) is int if is_float else type(value) is int
+            if not kind or not abs(value) < 2**53 or (value < 0 and name != "best_return"):  # NaN too
                 raise ValueError(f"{name} is {value!r:.50}")
+        if known.get("lr_scale", 1.0) == 0.0:
+            raise ValueError("lr_scale is 0")
         vars(self.state).update(vars(TrainState(**known)))
 
 
@@ -165,7 +174,7 @@ def make_parts(cfg: Config, spec: EnvSpec, device: torch.device) -> tuple[Parts,
         EpisodeTracker(cfg.num_envs),
         deque(maxlen=RETURN_WINDOW),
         TrainState(),
-        None if why_not else EpisodeLog(cfg.num_envs, spec.act_dim),
+        None if why_not else EpisodeLog(cfg.num_envs, spec.act_dim, spec.max_episode_steps),
         why_not,
     )
     return parts, why_learner

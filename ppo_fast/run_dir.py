@@ -49,6 +49,7 @@ class RunDir:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._resumed_at: int | None = None
+        self._evaluated_at: int | None = None
         self._lock = Lock(path / ".lock")
 
     @classmethod
@@ -70,13 +71,14 @@ class RunDir:
                 path = _home(cfg)
             else:
                 path = Path(cfg.run_dir) if cfg.run_dir else default_path(cfg)
-            held = _holds_run(path)
+            held = _holds_run(path) or any((path / "checkpoints").glob(".tmp-*-replaced-*"))
             if held and not cfg.resume:
                 raise ConfigError(f"run_dir {str(path)!r} already holds a run: --resume auto goes on with it")
             _check_writable(path)
             run = cls(path)
             if held:
                 run._lock.take()
+                checkpoint.remove_stale(run.checkpoints)
             return run, run._find(cfg)
         except BaseException as err:
             if run is not None:
@@ -95,6 +97,8 @@ class RunDir:
             saved = checkpoint.locate(cfg.resume, rename_damaged=True)
         if saved is not None:
             _check_continues(cfg, saved)
+            evaluated_at = saved.state.get("evaluated_at")
+            self._evaluated_at = evaluated_at if type(evaluated_at) is int else None
         self._resumed_at = saved.state["env_steps"] if saved else 0
         return saved
 
@@ -131,7 +135,7 @@ class RunDir:
 
     def jsonl(self) -> JsonlSink:
         """Return the sink of metrics.jsonl and evaluations.jsonl, to be cut back to where the run goes on."""
-        return JsonlSink(self.path, resumed_at=self._resumed_at)
+        return JsonlSink(self.path, resumed_at=self._resumed_at, evaluated_at=self._evaluated_at)
 
     def report_nonfinite(
         self, err: NonFiniteError, state: Any, rollout: Rollout, parameters: Mapping[str, Any]

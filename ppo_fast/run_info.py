@@ -54,6 +54,29 @@ def numerics(info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return in words what of :func:`numerics` is no longer the same."""
-    return [f"{name} was {then.get(name)}, is {value}" for name, value in now.items() if then.get(name) != value]
+# Options without an effect on the numbers of a run, or whose effect `numerics` tells.
+_NO_EFFECT = {
+    "preset", "run_dir", "resume", "env_backend", "env_threads", "vectorization", "device", "learner",
+    "learner_threads", "actor", "update", "kernels", "torch_threads", "eval_every", "eval_episodes",
+    "checkpoint_every", "keep_checkpoints", "on_nan", "log", "quiet",
+}  # fmt: skip
+
+
+def differences(state: dict[str, Any], now: dict[str, Any], cfg: Config) -> list[str]:
+    """Return in words what keeps a run from going on with the bits of the one that was saved.
+
+    Args:
+        state: of the checkpoint.
+        now: :func:`numerics` of this run.
+        cfg: its options.
+    """
+    then, old = (value if isinstance(value, dict) else {} for value in (state.get("numerics"), state.get("config")))
+    new = {name: value for name, value in cfg.to_dict().items() if name not in _NO_EFFECT}
+    if not cfg.anneal_lr:
+        new.pop("total_timesteps")
+    return [
+        f"{name} was {before[name]!r:.60}, is {value!r}"
+        for before, after in ((then, now), (old, new))
+        for name, value in after.items()
+        if name in before and before[name] != value
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,21 @@ class Saver:
         parts: what is saved.
         facts: JSON-ready values that every checkpoint holds beside them.
         timer: receives the phase ``checkpoint``.
+        sync: waits until the disk has the rows that were logged before.
 
     Everywhere ``obs`` are the observations, (N, D) float32, that the next rollout starts from.
     """
 
-    def __init__(self, directory: Path, cfg: Config, parts: Parts, facts: dict[str, Any], timer: PhaseTimer) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        cfg: Config,
+        parts: Parts,
+        facts: dict[str, Any],
+        timer: PhaseTimer,
+        sync: Callable[[], None],
+    ) -> None:
+        self._sync = sync
         self._directory, self._cfg, self._parts, self._facts, self._timer = directory, cfg, parts, facts, timer
         self._failed_at = -math.inf
 
@@ -56,6 +67,7 @@ class Saver:
         before, state.saved_at = state.saved_at, state.env_steps
         packed = self._parts.pack(obs)
         packed["state"] |= self._facts | {"config": self._cfg.to_dict()}
+        self._sync()
         try:
             return checkpoint.save(
                 self._directory, state.env_steps, **packed, keep=self._cfg.keep_checkpoints, best=state.best_step

@@ -8,9 +8,10 @@ import shlex
 import signal
 import sys
 import textwrap
+import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from ppo_fast.trainer import RunResult, Trainer
@@ -24,10 +25,11 @@ DESCRIPTION = (
 
 def main(args: list[str] | None = None) -> int:
     """Parse the options, train, print where the results are; return the exit code."""
-    from ppo_fast.cli import run_command
-
     argv = sys.argv[1:] if args is None else args
-    return run_command(lambda: _train(argv), prog="ppo_fast.train")
+    with signals_handled_by(_leave):  # until there is a trainer, there is nothing to save
+        from ppo_fast.cli import run_command
+
+        return run_command(lambda: _train(argv), prog="ppo_fast.train")
 
 
 def _train(argv: list[str]) -> int:
@@ -73,21 +75,35 @@ def stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
     """
     received: list[int] = []
 
-    def handle(number: int, _: object) -> None:
-        name = signal.Signals(number).name
+    def handle(number: int, frame: object) -> None:
         if received or not trainer.can_stop:
-            os.write(2, f"\n{name}: leaving at once\n".encode())
-            os._exit(128 + number)
+            _leave(number, frame)
         received.append(number)
+        name = signal.Signals(number).name
         trainer.stop(name)
         os.write(2, f"\n{name}: saving after this iteration; once more to leave at once\n".encode())
 
+    with signals_handled_by(handle):
+        yield received
+
+
+@contextlib.contextmanager
+def signals_handled_by(handle: Callable[[int, object], None]) -> Iterator[None]:
+    """Give SIGINT and SIGTERM to ``handle``, and put back what had them before."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may
+        yield
+        return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    os.write(2, f"\nppo_fast.train: {signal.Signals(number).name}: leaving at once\n".encode())
+    os._exit(128 + number)
 
 
 def ending(result: RunResult) -> str:
@@ -150,7 +166,7 @@ def banner(trainer: Trainer) -> str:
         differs = [f"environments start new episodes: {new}"] if new else []
         differs += taken_up["differs"]
         lines["resumed"] = f"from step {info['resumed_at']:,}, " + (
-            f"not bit-exactly ({'; '.join(differs)})" if differs else "bit-exactly; environments are being replayed"
+            f"not bit-exactly ({'; '.join(differs)})" if differs else "bit-exactly, by replaying the environments"
         )
     return "\n".join(f"{name + ':':<14}{text}" for name, text in lines.items())
 

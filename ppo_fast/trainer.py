@@ -87,7 +87,7 @@ class Trainer:
         facts = {
             "env_spec": spec_to_json(self.spec), "versions": self.info["versions"], "numerics": numerics(self.info)
         }  # fmt: skip
-        self.saver = Saver(self.run_dir.checkpoints, cfg, self.parts, facts, self.timer)
+        self.saver = Saver(self.run_dir.checkpoints, cfg, self.parts, facts, self.timer, self.sinks.sync)
         self.final: EpisodeStats | None = None
         self._stop = ""
         self.can_stop = False  # true once there is something that a stop could save
@@ -208,14 +208,17 @@ class Trainer:
         state, unsaved = self.state, ""
         if state.env_steps and not checkpoint.path_of(self.run_dir.checkpoints, state.env_steps).exists():
             unsaved = self.saver.save_last(self.worker.buffers.obs[-1])
+        self.final = None
         if not self._stop:
             improved = self._evaluate()
             if improved or unsaved:
                 unsaved = self.saver.save_last(self.worker.buffers.obs[-1])
+        stopped = "" if self.final else self._stop  # a signal after the last evaluation comes too late to stop anything
+        if not stopped:
             self.run_dir.draw()
         if unsaved:
             raise LostError(f"{unsaved}; the end of the run is not saved")
-        return RunResult(self.policy(), state, None if self._stop else self.final, self.run_dir.path, self._stop)
+        return RunResult(self.policy(), state, self.final, self.run_dir.path, stopped)
 
     def _roll_back(self, error: NonFiniteError) -> None:
         """Go back to the newest good checkpoint at half the learning rate, or raise ``error``."""
@@ -233,6 +236,7 @@ class Trainer:
         )  # fmt: skip
         self.sinks.rewind(state.env_steps)
         self._make_worker()
+        self.saver.save_if_due(self.worker.buffers.obs[-1], also=True)  # else a kill would forget the rollback
 
     def _report(self, error: NonFiniteError) -> None:
         self.run_dir.report_nonfinite(error, self.state, self.worker.buffers, self.parts.arrays())
@@ -284,5 +288,5 @@ class Trainer:
         self.info["resumed_at"] = self.state.env_steps
         self.info["taken_up"] = {
             "why_restarted": self.parts.why_restarted,
-            "differs": differences(saved.state.get("numerics", {}), numerics(self.info)),
+            "differs": differences(saved.state, numerics(self.info), self.cfg),
         }

@@ -618,6 +618,28 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
     assert checkpoint.load_best(tmp_path).state["env_steps"] == 200
 
 
+def test_a_kill_while_the_only_checkpoint_is_replaced_loses_nothing(tmp_path: Path) -> None:
+    save(tmp_path / "count", 100, keep=1)
+    calls = count_calls(lambda: save(tmp_path / "count", 100, keep=1))
+    for fatal in range(1, calls + 1):
+        directory = tmp_path / str(fatal)
+        path = save(directory, 100, keep=1)
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+            Failpoint(patch, fatal, Killed())
+            save(directory, 100, keep=1)
+        checkpoint.remove_stale(directory)  # what every start does first
+        check(checkpoint.load(path), 100)
+        assert [p.name for p in directory.iterdir()] == [path.name]
+
+
+def test_what_is_set_aside_twice_is_kept_twice(tmp_path: Path) -> None:
+    names = {checkpoint.set_aside(save(tmp_path, 100), ".abandoned").name for _ in range(3)}
+    assert len(names) == 3
+    assert {p.name for p in tmp_path.iterdir()} == names
+    for name in names:
+        check(checkpoint.load(tmp_path / name), 100)
+
+
 def test_a_flipped_bit_in_the_format_is_damage_and_no_format(tmp_path: Path) -> None:
     save(tmp_path, 100)
     path = save(tmp_path, 200)

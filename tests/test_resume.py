@@ -309,8 +309,8 @@ def test_another_machine_or_stack_is_said_aloud(tmp_path: Path) -> None:
         path.parent, state["env_steps"], model=saved.model, train=saved.train, state=state, keep=3, best=None
     )
     differs = Trainer(cfg).info["taken_up"]["differs"]
-    assert any(text.startswith("torch was 1.0, is ") for text in differs)
-    assert any(text.startswith("cpu was another, is ") for text in differs)
+    assert any(text.startswith("torch was '1.0', is ") for text in differs)
+    assert any(text.startswith("cpu was 'another', is ") for text in differs)
     assert len(differs) == 2
 
 
@@ -335,6 +335,112 @@ def test_checkpoint_that_belongs_to_other_networks_is_refused(tmp_path: Path) ->
             continue
         with pytest.raises(CheckpointError, match="does not fit this"):
             Trainer(cfg)
+
+
+def test_a_run_that_is_made_longer_has_each_evaluation_once(tmp_path: Path, stack: dict[str, Any]) -> None:
+    for seed in range(1, 5):
+        cfg = config(tmp_path / str(seed), **{**OPTIONS, "seed": seed}, **stack)
+        training.train(cfg)
+        training.train(dataclasses.replace(cfg, resume="auto", total_timesteps=3600))
+        steps = [row["env_steps"] for row in training.jsonl(tmp_path / str(seed) / "evaluations.jsonl")]
+        assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_steps": 32}, {"learning_rate": 1e-4}, {"gamma": 0.5}, {"update_epochs": 3}, {"clip_obs": 5.0},
+     {"anneal_lr": False}, {"total_timesteps": 4000}],
+)  # fmt: skip
+def test_an_option_that_changed_is_said_aloud(tmp_path: Path, change: dict[str, Any]) -> None:
+    (differs,) = Trainer(dataclasses.replace(broken_off(tmp_path / "run"), **change)).info["taken_up"]["differs"]
+    ((name, value),) = change.items()
+    assert differs.startswith(f"{name} was ")
+    assert differs.endswith(f", is {value!r}")
+
+
+def test_options_without_effect_are_not_mentioned(tmp_path: Path) -> None:
+    cfg = dataclasses.replace(broken_off(tmp_path / "run"), keep_checkpoints=5, env_threads=1, on_nan="rollback")
+    assert Trainer(cfg).info["taken_up"]["differs"] == []
+
+
+@pytest.mark.parametrize("line", ['{"env_steps": null}', '{"env_steps": "x"}', "[" * 200_000, "null", "\x00\xff", "{"])
+def test_a_garbled_row_costs_that_row_alone(tmp_path: Path, line: str) -> None:
+    cfg = broken_off(tmp_path / "run")
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        with open(tmp_path / "run" / name, "a") as file:
+            file.write(line + "\n")
+    training.train(cfg)
+    rows = training.jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [row["iteration"] for row in rows] == list(range(1, len(rows) + 1))
+    assert len(training.jsonl(tmp_path / "run" / "evaluations.jsonl")) >= 4
+
+
+HOSTILE_STATE = [
+    ("env_steps", 2.5), ("env_steps", -1), ("env_steps", 10**400), ("iteration", "3"), ("iteration", True),
+    ("worker_steps", -5), ("worker_steps", 2**63), ("wall_s", float("nan")), ("wall_s", -1e17), ("lr_scale", 0),
+    ("lr_scale", -0.5), ("lr_scale", None), ("rollbacks", -(10**6)), ("best_step", 984.5), ("best_return", "high"),
+    ("best_return", float("inf")), ("recent_episodes", [[1, float("inf")]]), ("recent_episodes", [[10**400, 3]]),
+    ("recent_episodes", [[float("nan"), 3]]), ("recent_episodes", [[1, 10**400]]), ("recent_episodes", [1]),
+    ("recent_episodes", None), ("config", None), ("config", {"hidden_sizes": [10**30]}), ("config", []),
+]  # fmt: skip
+
+HOSTILE_TENSORS = [
+    ("learner.counters", torch.tensor([2**63 - 1, 0])), ("learner.counters", torch.tensor([-5, -5])),
+    ("learner.counters", torch.tensor([1.0, float("inf")])), ("learner.counters", torch.tensor([1])),
+    ("learner.exp_avg", torch.zeros(1)), ("learner.exp_avg_sq", -torch.ones(10119)),
+    ("reward_scaler.count", torch.tensor([-1.0], dtype=torch.float64)),
+    ("reward_scaler.mean", torch.tensor([float("nan")], dtype=torch.float64)),
+    ("reward_scaler.m2", torch.tensor([1], dtype=torch.int8)),
+    ("reward_scaler.discounted", torch.zeros(8, dtype=torch.int8)),
+    ("episodes.returns", torch.full((8,), float("inf"), dtype=torch.float64)),
+    ("episodes.lengths", torch.full((8,), -1)),
+    ("replay.resets", torch.full((8,), 10**15)), ("replay.lengths", torch.full((8,), 2**62)),
+    ("replay.actions", torch.full((1, 3), float("nan"))),
+]  # fmt: skip
+
+
+def forge(path: Path, train: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+    """Write a checkpoint of any contents under a seal that is right."""
+    saved = checkpoint.load(path)
+    name = path.name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "to_json", lambda value: json.dumps(value).encode())  # NaN and all
+        state = {k: v for k, v in {**saved.state, **state}.items() if k != "format_version"}
+        checkpoint.save(
+            path.parent / "forged", 0, model=saved.model, train={**saved.train, **train}, state=state, keep=1
+        )
+    shutil.rmtree(path)
+    (path.parent / "forged" / "step_000000000000").rename(path.parent / name)
+
+
+def forged(tmp_path: Path, **what: Any) -> Any:
+    cfg = broken_off(tmp_path / "run", keep_checkpoints=1, eval_every=0)
+    (path,) = checkpoint.find(tmp_path / "run" / "checkpoints")
+    forge(path, what.get("train", {}), what.get("state", {}))
+    return cfg
+
+
+@pytest.mark.parametrize(("name", "value"), HOSTILE_STATE, ids=lambda value: f"{value!r:.20}")
+def test_state_of_a_forger_is_refused_in_a_sentence(tmp_path: Path, name: str, value: Any) -> None:
+    with pytest.raises((CheckpointError, ConfigError)) as error:
+        Trainer(forged(tmp_path, state={name: value}))
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(("name", "value"), HOSTILE_TENSORS, ids=range(len(HOSTILE_TENSORS)))
+def test_tensors_of_a_forger_are_refused_in_a_sentence(tmp_path: Path, name: str, value: torch.Tensor) -> None:
+    with pytest.raises(CheckpointError, match="does not fit this") as error:
+        Trainer(forged(tmp_path, train={name: value}))
+    assert len(str(error.value)) < 600
+
+
+def test_a_description_of_a_forger_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    numerics = {"torch": "1\n\x1b[2Jresumed: bit-exactly", "cpu": "x" * 10_000}
+    for value in ("x", None, [], numerics):
+        cfg = forged(tmp_path / f"{value!s:.3}", state={"numerics": value})
+        differs = "".join(Trainer(cfg).info["taken_up"]["differs"])
+        assert differs.isprintable()
+        assert len(differs) < 600
 
 
 # The best checkpoint

@@ -677,6 +677,24 @@ def test_rollbacks_are_remembered_by_a_run_that_is_taken_up(tmp_path: Path, monk
     assert rates == [5e-4] * len(rates)
 
 
+def test_a_rollback_is_not_forgotten_by_a_stop_before_the_next_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        spoil_updates(patch, lambda n: n == 5)
+        restore = Trainer._restore
+
+        def stop_too(self: Trainer, *args: Any) -> None:
+            restore(self, *args)
+            self.stop("a test")
+
+        patch.setattr(Trainer, "_restore", stop_too)
+        result = Trainer(config(tmp_path / "run", **ROLLBACK)).run()
+        assert (result.stopped, result.state.rollbacks) == ("a test", 1)
+    again = Trainer(config(tmp_path / "run", **ROLLBACK, resume="auto"))
+    assert (again.state.rollbacks, again.state.lr_scale) == (1, 0.5)
+
+
 def test_rollback_without_a_checkpoint_to_go_back_to_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil_updates(monkeypatch, lambda n: n == 1)
     with pytest.raises(NonFiniteError):
@@ -720,6 +738,9 @@ def test_a_disk_that_refuses_stops_no_run(
 
         def write(self, data: bytes) -> int:
             raise error
+
+        def fileno(self) -> int:
+            return int(self.file.fileno())
 
         def close(self) -> None:
             self.file.close()

@@ -81,10 +81,15 @@ class EpisodeTracker:
         """Take up running sums from :meth:`state_dict`.
 
         Raises:
-            ShapeError: they are of another number of environments.
+            ShapeError: they are of another number of environments or dtype, or contradict what they are.
         """
         for name, target in (("returns", self._returns), ("lengths", self._lengths)):
-            if state[name].shape != target.shape:
-                raise ShapeError(f"{name} must be {target.shape}, got {state[name].shape}")
-        np.copyto(self._returns, state["returns"])
-        np.copyto(self._lengths, state["lengths"])
+            given = state[name]
+            if given.shape != target.shape or given.dtype != target.dtype or not np.isfinite(given).all():
+                raise ShapeError(
+                    f"{name} must be {target.shape} {target.dtype}, finite, got {given.shape} {given.dtype}"
+                )
+        if (state["lengths"] < 0).any():
+            raise ShapeError("lengths must not be negative")
+        for name, target in (("returns", self._returns), ("lengths", self._lengths)):
+            np.copyto(target, state[name])

@@ -31,10 +31,11 @@ class EpisodeLog:
     Args:
         num_envs: N.
         act_dim: A.
+        max_episode_steps: no episode is longer; None without a limit.
     """
 
-    def __init__(self, num_envs: int, act_dim: int) -> None:
-        self.act_dim = act_dim
+    def __init__(self, num_envs: int, act_dim: int, max_episode_steps: int | None = None) -> None:
+        self.act_dim, self.max_episode_steps = act_dim, max_episode_steps
         self.resets: Int64 = np.ones(num_envs, np.int64)
         self._steps = 0  # that every environment has taken, reset rows included
         self._began: Int64 = np.zeros(num_envs, np.int64)  # step at which the running episode took its first action
@@ -95,6 +96,8 @@ class EpisodeLog:
         if actions.dtype != np.float32 or not np.isfinite(actions).all():
             raise ShapeError("actions must be finite float32")
         longest = int(lengths.max())
+        if self.max_episode_steps is not None and longest > self.max_episode_steps:
+            raise ShapeError(f"an episode of {longest} steps is longer than {self.max_episode_steps}")
         steps = np.zeros((longest, n, self.act_dim), np.float32)
         for env, (length, end) in enumerate(zip(lengths.tolist(), np.cumsum(lengths).tolist(), strict=True)):
             steps[longest - length :, env] = actions[end - length : end]

@@ -150,10 +150,27 @@ class PPOLearner(ABC):
         return {**{name: moment.cpu().clone() for name, moment in moments.items()}, "counters": counters}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what :meth:`state` returned."""
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            ShapeError: a tensor has another shape or dtype, is not finite, or is negative where that cannot be.
+        """
+        for name, into in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
+            given = state[name]
+            if given.shape != into.shape or given.dtype != into.dtype or not bool(given.isfinite().all()):
+                raise ShapeError(f"{name} must be {tuple(into.shape)} {into.dtype}, finite, got {tuple(given.shape)}")
+        counters = state["counters"]
+        if (
+            counters.shape != (2,)
+            or counters.dtype != torch.int64
+            or not bool(((counters >= 0) & (counters < 2**53)).all())
+        ):
+            raise ShapeError("counters must be (2,) int64 in [0, 2**53)")
+        if bool((state["exp_avg_sq"] < 0).any()):
+            raise ShapeError("exp_avg_sq must not be negative")
         self.exp_avg.copy_(state["exp_avg"])
         self.exp_avg_sq.copy_(state["exp_avg_sq"])
-        self.adam_steps, self.epochs_done = (int(value) for value in state["counters"])
+        self.adam_steps, self.epochs_done = counters.tolist()
 
     def is_finite(self) -> bool:
         """Return whether every parameter and every moment of Adam is finite; waits for the device."""

@@ -56,6 +56,10 @@ class Sinks:
         """Give every sink one evaluation."""
         self._each(lambda sink: sink.evaluation(record))
 
+    def sync(self) -> None:
+        """Have every sink that keeps files wait for the disk."""
+        self._each(lambda sink: sink.sync() if hasattr(sink, "sync") else None)
+
     def rewind(self, env_steps: int) -> None:
         """Have every sink that can forget the rows of later steps."""
         self._each(lambda sink: sink.rewind(env_steps) if hasattr(sink, "rewind") else None)

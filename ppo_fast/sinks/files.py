@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,21 @@ class JsonlSink:
         run_dir: where they are.
         resumed_at: ``env_steps`` of the checkpoint a run goes on from; rows of later steps are removed, since they are
             about to be written again.
+        evaluated_at: that of the last evaluation that the checkpoint knows of.
     """
 
-    def __init__(self, run_dir: Path, *, resumed_at: int | None = None) -> None:
+    def __init__(self, run_dir: Path, *, resumed_at: int | None = None, evaluated_at: int | None = None) -> None:
         self._paths = {name: run_dir / f"{name}.jsonl" for name in ("metrics", "evaluations")}
         self._resumed_at = resumed_at
+        self._evaluated_at = resumed_at if evaluated_at is None else evaluated_at
         self._files: dict[str, _Lines] = {}
 
     def start(self, config: dict[str, Any], info: dict[str, Any]) -> None:
         """Cut the files back if a run goes on, and open them."""
-        if self._resumed_at is not None:
+        if self._resumed_at is not None and self._evaluated_at is not None:
             finished = self._resumed_at >= config["total_timesteps"]  # such a run is only evaluated again
             self._cut("metrics", self._resumed_at)
-            self._cut("evaluations", self._resumed_at - finished)
+            self._cut("evaluations", min(self._evaluated_at, self._resumed_at - finished))
         self._files = {name: _Lines(path) for name, path in self._paths.items()}
 
     def rewind(self, env_steps: int) -> None:
@@ -43,6 +47,11 @@ class JsonlSink:
         for name, path in self._paths.items():
             self._cut(name, env_steps)
             self._files[name] = _Lines(path)
+
+    def sync(self) -> None:
+        """Wait until the disk has the rows: no checkpoint must outlive them."""
+        for file in self._files.values():
+            file.sync()
 
     def log(self, metrics: Metrics) -> None:
         """Append one row to metrics.jsonl."""
@@ -61,7 +70,7 @@ class JsonlSink:
     def _cut(self, name: str, last: int) -> None:
         path = self._paths[name]
         if path.exists():
-            rows = [row for row in read_jsonl(path) if row.get("env_steps", 0) <= last]
+            rows = [row for row in read_jsonl(path) if type(row.get("env_steps")) is int and row["env_steps"] <= last]
             write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
@@ -77,6 +86,10 @@ class _Lines:
         self._waiting += (json.dumps(row, allow_nan=False) + "\n").encode()
         if (reason := self._write()) and not waited:
             log.warning("%s cannot be written, its rows wait: %s", self._path, reason)
+
+    def sync(self) -> None:
+        with contextlib.suppress(OSError):  # what the disk refuses waits, and has been complained of
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if reason := self._write():
