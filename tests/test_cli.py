@@ -23,7 +23,7 @@ import torch
 from commands import TINY, Outcome, call, files_below
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
-from ppo_fast import cli, info, presets, system, train
+from ppo_fast import cli, info, play, presets, system, train
 from ppo_fast.config import Config
 from ppo_fast.errors import BackendError, ConfigError, NonFiniteError
 from ppo_fast.kernels import _select
@@ -353,6 +353,34 @@ def test_ctrl_c_is_one_line_and_exit_code_130(command: Command, monkeypatch: pyt
     monkeypatch.setattr("ppo_fast.trainer.Trainer.run", interrupt)
     outcome = command(*TINY)
     assert (outcome.code, outcome.err) == (130, "ppo_fast.train: interrupted\n")
+
+
+# --- a module that a checkpoint names --------------------------------------------------------------------------------
+MODULE = """
+import pathlib
+pathlib.Path("imported").touch()
+from gymnasium.envs.registration import register
+register("Pole-v0", entry_point="gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=50)
+"""
+
+
+def test_a_module_is_imported_if_the_user_names_it_and_never_for_a_checkpoint(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_poles.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    named = ["--env", "my_poles:Pole-v0"]
+    assert command(*TINY[2:], *named, "--run-dir", "r").code == 0
+    (tmp_path / "imported").unlink()
+    sys.modules.pop("my_poles")
+    is_refused(command("--resume", "r"), "'my_poles:Pole-v0' is imported from a module", "--env my_poles:Pole-v0")
+    is_refused(command("--run-dir", "r", "--resume", "auto", "--env", "my_poles:Other-v0"), "is imported from a module")
+    refused = call(play.main, capsys, "r")
+    is_refused(refused, "'my_poles:Pole-v0' is imported from a module", prog="ppo_fast.play")
+    assert not (tmp_path / "imported").exists()
+    assert command("--resume", "r", *named).code == 0
+    assert call(play.main, capsys, "r", *named, "--episodes", "2").code == 0
+    assert (tmp_path / "imported").exists()
 
 
 # --- real commands ---------------------------------------------------------------------------------------------------
