@@ -183,7 +183,7 @@ def test_the_command_that_a_stopped_run_prints_goes_on_with_it(tmp_path: Path) -
     printed = out.split("to go on:\n")[1].strip()
     done = subprocess.run(printed, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert "bit-exactly; environments are being replayed" in done.stdout
+    assert "bit-exactly, by replaying the environments" in done.stdout
     assert training.jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["env_steps"] >= 8000
 
 

@@ -125,5 +125,5 @@ def test_shapes_are_checked() -> None:
     ):
         with pytest.raises(ShapeError, match=r"must all be \(T, 3\)"):
             tracker.update(*bad)
-    with pytest.raises(ShapeError, match=r"returns must be \(3,\), got \(2,\)"):
+    with pytest.raises(ShapeError, match=r"returns must be \(3,\) float64, finite, got \(2,\)"):
         tracker.load_state_dict(EpisodeTracker(2).state_dict())
