@@ -17,9 +17,11 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from ppo_fast import checkpoint
-from ppo_fast.config import Config, describe_type, from_dict, read_toml
+from ppo_fast.algos import why_foreign
+from ppo_fast.config import FIELDS, Config, from_dict, read_toml
 from ppo_fast.errors import CheckpointError, ConfigError, LostError, NonFiniteError, PPOFastError, did_you_mean
 from ppo_fast.presets import resolve_options
+from ppo_fast.typecheck import describe_type
 
 EXIT_BAD_INPUT = PPOFastError.exit_code
 EXIT_INTERRUPTED = 130
@@ -47,13 +49,16 @@ def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
     layers: list[Mapping[str, Any]] = []
     if early.config is not None:
         layers.append(read_toml(early.config))
-    named = {name: getattr(early, name) for name in ("env", "preset", "resume", "run_dir")}
+    named = {name: getattr(early, name) for name in ("env", "preset", "algo", "resume", "run_dir")}
     named = {name: value for name, value in named.items() if value is not None}
     known = {**(layers[0] if layers else {}), **named}
     if known.get("resume"):
         layers.insert(0, _resumed_config(known["resume"], known.get("run_dir", "")))
         trust_env(layers[0].get("env", ""), known.get("env"))
+        _keep_algo(layers[0], known)
     base = resolve_options(*layers, named)
+    if wrong := why_foreign(_named(rest), str(base["algo"])):
+        raise ConfigError(wrong)
     options = parse_options(_Options, rest, prog=prog, description=description, default=_Options(**base))
     return Config(**dataclasses.asdict(options))
 
@@ -64,7 +69,7 @@ def _early_options(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config")
     early, rest = parser.parse_known_args(args)
     peek = _Parser(add_help=False, allow_abbrev=False)
-    for flags in (("--env",), ("--preset",), ("--resume",), ("--run-dir", "--run_dir")):
+    for flags in (("--env",), ("--preset",), ("--algo",), ("--resume",), ("--run-dir", "--run_dir")):
         peek.add_argument(*flags)
     return peek.parse_known_args(rest, namespace=early)[0], rest
 
@@ -86,6 +91,19 @@ def _resumed_config(resume: str, run_dir: str) -> dict[str, Any]:
         raise CheckpointError(f"{saved.path} does not fit this version: no config of a run in it")
     options = from_dict(config, source=str(saved.path))
     return {name: value for name, value in options.items() if name not in ("resume", "run_dir")}
+
+
+def _keep_algo(saved: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` if a run is to be taken up by another algorithm than its own."""
+    before, now = saved.get("algo", FIELDS["algo"].default), known.get("algo")
+    if saved and now is not None and now != before:
+        raise ConfigError(f"algo was {before!r} in {known['resume']}, and cannot become {now!r} on resume")
+
+
+def _named(args: Sequence[str]) -> list[str]:
+    """Return the options that a command line names."""
+    heads = [arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")]
+    return [head if head in FIELDS else head.removeprefix("no_") for head in heads]
 
 
 def trust_env(saved: str, named: str | None) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ppo_fast.algos import BELONGS, foreign, why_foreign
 from ppo_fast.errors import ConfigError, did_you_mean
+from ppo_fast.typecheck import describe_type, matches
 
 MAX_ENVS = 65_536  # beyond any machine that one process could use; a slip of the keyboard must not fill the memory
 
@@ -28,6 +29,8 @@ class Config:
     # --- what to run -------------------------------------------------------------------------------------------------
     env: str = "Ant-v5"
     """Gymnasium environment id"""
+    algo: Literal["ppo", "trpo", "reinforce"] = "ppo"
+    """what turns a rollout into an update; an option of another algorithm is an error"""
     preset: Literal["fast", "sample"] = "fast"
     """fast: least wall-clock to a good policy; sample: best return at 1M steps"""
     total_timesteps: int = 1_000_000
@@ -65,15 +68,13 @@ class Config:
     torch_threads: int = 1
     """intra-op threads of torch; more than 1 was never faster at these sizes"""
 
-    # --- PPO ---------------------------------------------------------------------------------------------------------
+    # --- every algorithm ---------------------------------------------------------------------------------------------
     num_steps: int = 64
     """steps per environment per rollout (T)"""
     minibatch_size: int = 256
-    """rows per optimizer step (M); divides num_envs * num_steps"""
-    update_epochs: int = 10
-    """passes over the batch per update"""
+    """rows per optimizer step (M), of TRPO and REINFORCE per step of the critic; divides num_envs * num_steps"""
     learning_rate: float = 3e-4
-    """Adam's step size at the start"""
+    """Adam's step size at the start, of TRPO and REINFORCE the critic's"""
     anneal_lr: bool = True
     """anneal the learning rate linearly to 0 over total_timesteps"""
     adam_eps: float = 1e-5
@@ -83,25 +84,47 @@ class Config:
     gae_lambda: float = 0.95
     """lambda of generalised advantage estimation"""
     norm_adv: Literal["none", "batch", "minibatch"] = "minibatch"
-    """over what advantages are normalised to mean 0 and standard deviation 1"""
-    clip_coef: float = 0.2
-    """epsilon of the clipped surrogate"""
-    clip_vloss: bool = False
-    """clip the value loss around the old values"""
-    ent_coef: float = 0.0
-    """weight of the entropy bonus"""
-    vf_coef: float = 0.5
-    """weight of the value loss 1/2 (V - R)^2"""
+    """over what advantages are normalised to mean 0 and standard deviation 1; minibatch: PPO only"""
     max_grad_norm: float = 0.5
-    """bound on the norm of the whole gradient"""
+    """bound on the norm of the gradient of a step"""
+
+    # --- PPO ---------------------------------------------------------------------------------------------------------
+    update_epochs: int = 10
+    """PPO: passes over the batch per update"""
+    clip_coef: float = 0.2
+    """PPO: epsilon of the clipped surrogate"""
+    clip_vloss: bool = False
+    """PPO: clip the value loss around the old values"""
+    ent_coef: float = 0.0
+    """PPO: weight of the entropy bonus"""
+    vf_coef: float = 0.5
+    """PPO: weight of the value loss 1/2 (V - R)^2"""
     target_kl: float | None = None
-    """end the update after an epoch whose mean KL exceeds this"""
+    """PPO: end the update after an epoch whose mean KL exceeds this"""
+
+    # --- TRPO and REINFORCE ------------------------------------------------------------------------------------------
+    critic_epochs: int = 20
+    """TRPO, REINFORCE: passes of the critic over the batch per update"""
+    delta: float = 0.01
+    """TRPO: bound on the mean KL of an update"""
+    cg_steps: int = 10
+    """TRPO: steps of the conjugate gradient method"""
+    cg_damping: float = 0.1
+    """TRPO: multiple of the identity added to the Fisher matrix"""
+    backtrack_steps: int = 10
+    """TRPO: step lengths that the line search tries"""
+    backtrack_coef: float = 0.8
+    """TRPO: what the line search multiplies the step with"""
+    policy_lr: float = 3e-3
+    """REINFORCE: Adam's step size of the policy at the start"""
+    policy_weight: Literal["total_return", "reward_to_go", "advantage"] = "advantage"
+    """REINFORCE: what the log-probability of an action is weighted with"""
 
     # --- networks and normalisation ----------------------------------------------------------------------------------
     hidden_sizes: tuple[int, ...] = (64, 64)
     """widths of the hidden layers of actor and critic"""
     shared_trunk: bool = False
-    """let actor and critic share their hidden layers"""
+    """PPO: let actor and critic share their hidden layers"""
     activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
     """activation of the hidden layers"""
     log_std_init: float = -0.5
@@ -146,8 +169,9 @@ class Config:
         return self.batch_size // self.minibatch_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Return the options that ``algo`` has, as JSON-ready values."""
+        mine = {k: v for k, v in dataclasses.asdict(self).items() if k not in foreign(self.algo)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in mine.items()}
 
 
 FIELDS: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
@@ -166,7 +190,7 @@ def from_dict(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
         if key not in FIELDS:
             raise ConfigError(f"{source}: unknown option {raw_key!r}{did_you_mean(key, FIELDS)}")
         value = tuple(raw_value) if isinstance(raw_value, list) else raw_value
-        if not _matches(value, hints[key]):
+        if not matches(value, hints[key]):
             raise ConfigError(f"{source}: {key} must be {describe_type(hints[key])}, got {raw_value!r}")
         out[key] = value
     return out
@@ -193,36 +217,10 @@ def check_types(cfg: Config) -> None:
     hints = typing.get_type_hints(Config)
     for name, hint in hints.items():
         value = getattr(cfg, name)
-        if not _matches(value, hint):
+        if not matches(value, hint):
             raise ConfigError(f"{name} must be {describe_type(hint)}, got {value!r}")
         if type(value) is int and float in (hint, *typing.get_args(hint)):
             object.__setattr__(cfg, name, float(value))
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return value in typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(_matches(value, arg) for arg in typing.get_args(hint))
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_matches(item, typing.get_args(hint)[0]) for item in value)
-    if hint is float:
-        return type(value) is float or (type(value) is int and abs(value) < 2**1000)  # more would not fit a float
-    return type(value) is hint  # bool is not accepted where int is meant
-
-
-def describe_type(hint: Any) -> str:
-    """Return in words what a type hint of an option allows."""
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(repr(arg) for arg in typing.get_args(hint))
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(describe_type(arg) for arg in typing.get_args(hint))
-    if origin is tuple:
-        return f"a list of items that are {describe_type(typing.get_args(hint)[0])}"
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "unset"}
-    return names.get(hint, str(hint))
 
 
 def _check_values(cfg: Config) -> None:
@@ -231,15 +229,18 @@ def _check_values(cfg: Config) -> None:
             raise ConfigError(f"{name} must be {allowed}, got {getattr(cfg, name)!r}")
 
     at_least_1 = "num_envs num_steps minibatch_size update_epochs total_timesteps torch_threads eval_episodes"
+    at_least_1 += " critic_epochs cg_steps backtrack_steps"
     for name in (*at_least_1.split(), "keep_checkpoints"):
         require(getattr(cfg, name) >= 1, name, "at least 1")
     for name in ("env_threads", "learner_threads", "eval_every", "checkpoint_every"):
         require(getattr(cfg, name) >= 0, name, "at least 0")
     require(cfg.num_envs <= MAX_ENVS, "num_envs", f"at most {MAX_ENVS}")
     require(0 <= cfg.seed < 2**64, "seed", "in [0, 2**64)")
-    for name in ("learning_rate", "adam_eps", "clip_coef", "max_grad_norm", "clip_obs", "clip_reward"):
+    positive = "learning_rate policy_lr adam_eps clip_coef max_grad_norm clip_obs clip_reward delta"
+    for name in positive.split():
         require(0 < getattr(cfg, name) < math.inf, name, "a finite number above 0")
-    for name in ("ent_coef", "vf_coef"):
+    require(0 < cfg.backtrack_coef < 1, "backtrack_coef", "between 0 and 1")
+    for name in ("ent_coef", "vf_coef", "cg_damping"):
         require(0 <= getattr(cfg, name) < math.inf, name, "a finite number, at least 0")
     for name in ("gamma", "gae_lambda"):
         require(0 <= getattr(cfg, name) <= 1, name, "in [0, 1]")
@@ -248,6 +249,24 @@ def _check_values(cfg: Config) -> None:
     require(len(cfg.hidden_sizes) >= 1 and min(cfg.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
     require(max(cfg.hidden_sizes) < 2**31, "hidden_sizes", "widths below 2**31")
     require(len(set(cfg.log)) == len(cfg.log), "log", "a list without repetitions")
+    _check_together(cfg)
+
+
+def _check_together(cfg: Config) -> None:
+    """Raise ``ConfigError`` for options that exclude each other."""
+    set_by_hand = [name for name in BELONGS if getattr(cfg, name) != FIELDS[name].default]
+    if wrong := why_foreign(set_by_hand, cfg.algo):
+        raise ConfigError(wrong)
+    if cfg.algo != "ppo" and cfg.norm_adv == "minibatch":
+        raise ConfigError(
+            f"norm_adv 'minibatch' belongs to PPO, and algo is {cfg.algo!r}, whose policy step takes the whole batch; "
+            "'batch' and 'none' are allowed"
+        )
+    if cfg.policy_weight != "advantage" and cfg.gae_lambda != 1.0:
+        raise ConfigError(
+            f"policy_weight {cfg.policy_weight!r} needs gae_lambda 1, without which returns hold values of the critic, "
+            f"got {cfg.gae_lambda!r}"
+        )
     if cfg.learner_threads and (cfg.learner == "torch" or cfg.update != "auto"):
         asked = "learner 'torch'" if cfg.learner == "torch" else f"torch's update {cfg.update!r}"
         raise ConfigError(

@@ -51,6 +51,18 @@ class Gaussian(NamedTuple):
         """Return the actions (B, A) that standard normals ``noise`` (B, A) choose."""
         return self.mean + torch.exp(self.log_std) * noise.to(self.mean.dtype)
 
+    def kl(self, new: Gaussian) -> Tensor:
+        """Return KL(self || new) = Σ_i log σ'_i/σ_i + (σ_i² + (μ_i − μ'_i)²) / 2σ'_i² − ½, (B,)."""
+        shift, step = (self.mean - new.mean) * torch.exp(-new.log_std), new.log_std - self.log_std
+        return 0.5 * (shift * shift).sum(-1) + (step + 0.5 * torch.expm1(-2.0 * step)).sum()
+
+    def fisher(self, head: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the Fisher information of a state times a change of μ (B, A) and of log σ (A,): δμ / σ², 2 δlog σ.
+
+        It is the Hessian of :meth:`kl` where both are equal.
+        """
+        return head * torch.exp(-2.0 * self.log_std), 2.0 * log_std
+
 
 class Categorical(NamedTuple):
     """One of K actions, with probabilities p = softmax(l); an action array (B, 1) holds its index as a float."""
@@ -81,6 +93,19 @@ class Categorical(NamedTuple):
         weights = torch.exp(self.logits - self.logits.amax(-1, keepdim=True))
         sums = torch.stack(list(itertools.accumulate(weights.unbind(-1))), -1).double()
         return self._or_nan((sums[..., :-1] <= noise * sums[..., -1:]).sum(-1, keepdim=True))
+
+    def kl(self, new: Categorical) -> Tensor:
+        """Return KL(self || new) = Σ_k p_k (log p_k − log p'_k), (B,)."""
+        log_probs = torch.log_softmax(self.logits, -1)
+        return (log_probs.exp() * (log_probs - torch.log_softmax(new.logits, -1))).sum(-1)
+
+    def fisher(self, head: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the Fisher information of one state times a change of the logits (B, K), p (δl − Σ p δl); no σ.
+
+        It is the Hessian of :meth:`kl` where both are equal.
+        """
+        probs = torch.softmax(self.logits, -1)
+        return probs * (head - (probs * head).sum(-1, keepdim=True)), log_std
 
     def _or_nan(self, index: Tensor) -> Tensor:
         broken = ~self.logits.isfinite().all(-1, keepdim=True)

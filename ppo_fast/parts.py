@@ -26,8 +26,8 @@ from ppo_fast.envs.exact import why_not_exact
 from ppo_fast.envs.replay import EpisodeLog
 from ppo_fast.errors import CheckpointError, PPOFastError
 from ppo_fast.evaluation import EVALUATION
+from ppo_fast.learners.base import Learner
 from ppo_fast.learners.choose import make_learner
-from ppo_fast.learners.ppo_base import PPOLearner
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer, RewardScaler
 from ppo_fast.rollout import Worker, make_worker
@@ -47,7 +47,7 @@ class Parts:
     """The parts of a run, each of which knows its own state; ``log`` is None where environments cannot be replayed."""
 
     model: ActorCritic
-    learner: PPOLearner
+    learner: Learner
     normalizer: ObsNormalizer
     scaler: RewardScaler
     episodes: EpisodeTracker

@@ -3,6 +3,7 @@
 ``fast`` is the least wall-clock to a good policy: minibatches of 256.
 ``sample`` is the best return at 1M steps: minibatches of 64 (the recipe of Tianshou's MuJoCo benchmark: 64 environments
 x 32 steps, 10 epochs), except where larger ones learned as much.
+TRPO and REINFORCE have the preset's rollout and networks, and an update of their own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ppo_fast.algos import foreign, why_foreign
 from ppo_fast.config import FIELDS, Config, from_dict
 from ppo_fast.errors import ConfigError
 
@@ -41,9 +43,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# What the others have in place of PPO's update. They normalise advantages over the batch that their policy step takes.
+OTHERS: dict[str, dict[str, Any]] = {
+    "trpo": {"norm_adv": "batch", "learning_rate": 1e-3},
+    "reinforce": {"norm_adv": "batch", "learning_rate": 1e-3},
+}
 
-def preset(env: str, name: str) -> dict[str, Any]:
-    """Return the overrides of preset ``name`` for task ``env``: the general ones, then the task's own.
+
+def preset(env: str, name: str, algo: str = "ppo") -> dict[str, Any]:
+    """Return the overrides of preset ``name`` for task ``env``: the general ones, the task's own, the algorithm's.
 
     Raises:
         ConfigError: there is no such preset.
@@ -51,21 +59,24 @@ def preset(env: str, name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(map(repr, PRESETS))}, got {name!r}")
     table = PRESETS[name]
-    return {**table["*"], **table.get(env, {})}
+    options = {**table["*"], **table.get(env, {}), **OTHERS.get(algo, {})}
+    return {option: value for option, value in options.items() if option not in foreign(algo)}
 
 
 def resolve_options(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge built-in values < preset of the task < ``layers``, weakest first, without checking the values.
 
     Raises:
-        ConfigError: a key is no option, or the preset does not exist.
+        ConfigError: a key is no option, or belongs to another algorithm, or the preset does not exist.
     """
     chosen: dict[str, Any] = {}
     for layer in layers:
         chosen |= from_dict(layer, source="options")
-    task = {name: chosen.get(name, FIELDS[name].default) for name in ("env", "preset")}
+    env, name, algo = (str(chosen.get(option, FIELDS[option].default)) for option in ("env", "preset", "algo"))
+    if wrong := why_foreign(chosen, algo):
+        raise ConfigError(wrong)
     builtin = {name: field.default for name, field in FIELDS.items()}
-    return {**builtin, **preset(str(task["env"]), str(task["preset"])), **chosen}
+    return {**builtin, **preset(env, name, algo), **chosen}
 
 
 def resolve(**overrides: Any) -> Config:

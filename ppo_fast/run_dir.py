@@ -33,13 +33,14 @@ from ppo_fast.sinks.files import JsonlSink
 log = logging.getLogger(__name__)
 
 # What no resumed run can change.
-_FIXED = ("env", "preset", "hidden_sizes", "activation", "shared_trunk", "norm_obs", "norm_reward")
+_FIXED = ("env", "preset", "algo", "hidden_sizes", "activation", "shared_trunk", "norm_obs", "norm_reward")
 
 
 def default_path(cfg: Config) -> Path:
-    """Return ``runs/<env>-<preset>-seed<seed>-<date>``."""
+    """Return ``runs/<env>-<preset>-seed<seed>-<date>``, the algorithm before the preset unless it is PPO."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{cfg.env.replace('/', '_').replace(':', '_')}-{cfg.preset}-seed{cfg.seed}-{now}"
+    algo = "" if cfg.algo == "ppo" else f"{cfg.algo}-"
+    return Path("runs") / f"{cfg.env.replace('/', '_').replace(':', '_')}-{algo}{cfg.preset}-seed{cfg.seed}-{now}"
 
 
 class RunDir:
@@ -222,7 +223,7 @@ def _check_writable(path: Path) -> None:
 def _check_continues(cfg: Config, saved: checkpoint.Checkpoint) -> None:
     """Raise ``ConfigError`` if an option differs that a run cannot change on its way."""
     try:
-        config = {"shared_trunk": False, **saved.state["config"]}  # older checkpoints do not have this option
+        config = {"shared_trunk": False, "algo": "ppo", **saved.state["config"]}  # older ones do not have these options
         old = {name: config[name] for name in _FIXED}
         int(saved.state["env_steps"])
     except (KeyError, TypeError, ValueError) as err:

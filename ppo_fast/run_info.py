@@ -8,13 +8,13 @@ import torch
 
 from ppo_fast import envs
 from ppo_fast.config import Config
-from ppo_fast.learners.ppo_base import PPOLearner
+from ppo_fast.learners.base import Learner
 from ppo_fast.native import simd_level
 from ppo_fast.system import build_info
 
 
 def describe(
-    cfg: Config, device: torch.device, learner: PPOLearner, why_learner: str, actor: str, why_actor: str
+    cfg: Config, device: torch.device, learner: Learner, why_learner: str, actor: str, why_actor: str
 ) -> dict[str, Any]:
     """Return versions, machine, and every choice that was made for the run, with its reason."""
     backend, reason = envs.resolve_backend(cfg.env, cfg.env_backend)

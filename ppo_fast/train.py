@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _STARTED = time.perf_counter()
 
 DESCRIPTION = (
-    "Train a PPO policy on vectorised MuJoCo. Order: built-in < --preset < --config FILE.toml < other options."
+    "Train a policy on vectorised MuJoCo, with PPO unless --algo says otherwise. Order: built-in < --preset < "
+    "--config FILE.toml < other options."
 )
 
 
@@ -125,7 +126,11 @@ def ending(result: RunResult) -> str:
 
 def banner(trainer: Trainer) -> str:
     """Return what is about to run and on what, one fact a line."""
+    from ppo_fast.algos import NAMES
+
     cfg, info = trainer.cfg, trainer.info
+    is_ppo = cfg.algo == "ppo"
+    epochs, whose = (cfg.update_epochs, "") if is_ppo else (cfg.critic_epochs, " of the critic, 1 step of the policy")
     versions = info["versions"]
     update = info["update"]["mode"]
     if info["update"]["why_eager"]:
@@ -139,20 +144,23 @@ def banner(trainer: Trainer) -> str:
     lines = {
         "ppo_fast": f"{versions['ppo_fast']}, torch {versions['torch']}, envpool {versions['envpool']}, "
         f"gymnasium {versions['gymnasium']}, mujoco {versions['mujoco']}",
-        "task": f"{cfg.env}, preset {cfg.preset}, seed {cfg.seed}, {cfg.total_timesteps:,} steps",
+        "task": f"{NAMES[cfg.algo]} on {cfg.env}, preset {cfg.preset}, seed {cfg.seed}, {cfg.total_timesteps:,} steps",
         "environments": f"{cfg.num_envs} on {info['env_backend']['name']} ({info['env_backend']['reason']}), "
         f"{info['env_backend']['mode']}, "
         f"observation {trainer.spec.obs_dim}, "
         + (f"{n} discrete actions" if (n := trainer.spec.num_actions) else f"action {trainer.spec.act_dim}"),
-        "batch": f"{cfg.num_envs} envs x {cfg.num_steps} steps = {cfg.batch_size} rows, {cfg.update_epochs} epochs x "
-        f"{cfg.num_minibatches} minibatches of {cfg.minibatch_size}",
+        "batch": f"{cfg.num_envs} envs x {cfg.num_steps} steps = {cfg.batch_size} rows, {epochs} epochs x "
+        f"{cfg.num_minibatches} minibatches of {cfg.minibatch_size}" + whose,
         "network": f"{'-'.join(map(str, cfg.hidden_sizes))} {cfg.activation}{', shared trunk' * cfg.shared_trunk}, "
         f"{info['num_params']:,} parameters",
         "device": f"{info['device']['got']} (asked: {cfg.device})",
         "actor": info["actor"]["name"]
         + (f" ({info['actor']['reason']})" if info["actor"]["reason"] else "")
         + (f", SIMD {info['actor']['simd']}" if info["actor"]["simd"] else ""),
-        "learner": learner["name"] + (f" ({learner['reason']})" if learner["reason"] else "") + f", {how}",
+        "learner": learner["name"]
+        + (f" ({learner['reason']})" if learner["reason"] else "")
+        + f", {how}"
+        + ("" if is_ppo else "; the policy's step on torch"),
         "kernels": kernels["active"] + (f" ({missing})" if missing else ""),
         "machine": f"{info['machine']['cpu']}, {info['machine']['cpus']} CPUs",
         "threads": f"torch {info['torch_threads']}, {info['env_backend']['name']} {info['env_backend']['workers']}, "

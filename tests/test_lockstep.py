@@ -287,7 +287,7 @@ EAGER = "torch eager"
         (ppo_step, "eager_gradient", scaled_gradient, {"clipped gradient", "weights"}),
         (PPOLearner, "update", shifted_kl, {"KL"}),
         (PPOLearner, "update", shifted_value_loss, {"loss"}),
-        (PPOLearner, "_stage", leaking_masks, {"clipped gradient", "Adam", "weights"}),
+        (PPOLearner, "stage", leaking_masks, {"clipped gradient", "Adam", "weights"}),
         (PPOLearner, "set_progress", constant_rate, {"Adam", "weights"}),
         (ActorCritic, "init", other_seed, {"first weights"}),
     ],

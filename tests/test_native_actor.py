@@ -339,7 +339,7 @@ def ratios(model: ActorCritic, rollout: Rollout, flat: torch.Tensor, simd: str) 
     cfg = Config(num_envs=n, num_steps=t, minibatch_size=t * n, norm_adv="none", total_timesteps=t * n + 1)
     learner = NativeLearner(model, flat, cfg, simd=simd)
     rollout.advantages[:], rollout.valid[:] = 1.0, True
-    batch = learner._stage(rollout)
+    batch = learner.stage(rollout)
     loss = [learner.gradient(batch, np.array([row]))[1][STATS.index("policy_loss")] for row in range(t * n)]
     together = learner.gradient(batch, kernels.permutation(t * n, seed=0, stream=0))[1]
     assert math.isclose(together[STATS.index("policy_loss")], sum(loss), rel_tol=1e-12)

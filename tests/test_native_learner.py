@@ -285,7 +285,7 @@ def test_whole_update_agrees_with_eager_step_by_step(norm_adv: str) -> None:
         metrics = ours.update(rollout)
         assert ours.state()["counters"].tolist() == teacher.state()["counters"].tolist() == [step + 1, step + 1]
         # The oracle of that step: float64 from the same state.
-        batch = teacher._stage(rollout)
+        batch = teacher.stage(rollout)
         gradient, _ = autograd(MODEL, ours.hp, start, batch, torch.float64)
         gradient *= min(1.0, 0.5 / (float(gradient.norm()) + 1e-6))
         m = 0.9 * state["exp_avg"].double() + 0.1 * gradient
@@ -305,7 +305,7 @@ def test_epoch_equals_its_gradients_and_steps_to_the_bit() -> None:
     rollout = training.random_rollout(MODEL, flat, 6)
     fused, apart = (make_learner(MODEL, flat, minibatch_size=32) for _ in range(2))
     fused.update(rollout)
-    batch, order = apart._stage(rollout), kernels.permutation(128, seed=1, stream=0)
+    batch, order = apart.stage(rollout), kernels.permutation(128, seed=1, stream=0)
     for i in range(4):
         apart.step(apart.gradient(batch, order[32 * i : 32 * i + 32])[0])
     assert torch.equal(fused.flat, apart.flat)

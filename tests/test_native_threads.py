@@ -126,7 +126,7 @@ def test_gradient_of_several_lanes_is_as_exact_as_eager(model: ActorCritic, rows
     gradients, metrics = TwoTimesRule(), TwoTimesRule()
     for seed in range(32):
         flat = training.random_parameters(model, seed)
-        batch = learner._stage(training.random_rollout(model, flat, seed, num_steps=1, num_envs=rows))
+        batch = learner.stage(training.random_rollout(model, flat, seed, num_steps=1, num_envs=rows))
         learner.flat.copy_(flat)
         gradient, sums = learner.gradient(batch, np.random.default_rng(seed).permutation(rows))
         single, single_sums = autograd(model, learner.hp, batch, flat, torch.float32)
@@ -141,7 +141,7 @@ def test_gradient_of_several_lanes_is_as_exact_as_eager(model: ActorCritic, rows
 def test_the_sum_of_the_lanes_is_that_of_one_lane_up_to_rounding() -> None:
     # An independent way to the same number: the mean gradient of 1024 rows from those of four lanes' worth of them.
     whole = make_learner(MODEL, (4, LANE), 4 * LANE, norm_adv="none")
-    batch = whole._stage(random_rollout(MODEL, (4, LANE), 3, 0.0))
+    batch = whole.stage(random_rollout(MODEL, (4, LANE), 3, 0.0))
     order = np.random.default_rng(0).permutation(4 * LANE)
     parts = [whole.gradient(batch, order[LANE * i : LANE * (i + 1)])[0].double() for i in range(4)]
     mean = torch.stack(parts).mean(0)

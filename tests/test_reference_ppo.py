@@ -28,8 +28,9 @@ from ppo_fast.models import ActorCritic, Categorical
 from ppo_fast.normalizers import ObsNormalizer, RewardScaler
 from ppo_fast.reference import __main__ as command
 from ppo_fast.reference import losses
+from ppo_fast.reference.on_policy import RunningNormalizer
 from ppo_fast.reference.policy import choose
-from ppo_fast.reference.ppo import PPO, RunningNormalizer, Settings
+from ppo_fast.reference.ppo import PPO, Settings
 from ppo_fast.rollout import RolloutWorker
 from ppo_fast.timing import PhaseTimer
 

@@ -343,7 +343,7 @@ def first_minibatches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, floa
     def begin(self: Any, rollout: Rollout) -> Any:
         pending[0] = True
         if isinstance(self, NativeLearner):
-            batch, cfg = self._stage(rollout), self.cfg
+            batch, cfg = self.stage(rollout), self.cfg
             first = kernels.permutation(cfg.batch_size, seed=cfg.seed, stream=self.epochs_done)[: cfg.minibatch_size]
             _, sums = self.gradient(batch, first)
             ratios = native_ratios(self, batch, first[batch["valid"][first] > 0])

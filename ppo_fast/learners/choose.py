@@ -1,24 +1,49 @@
-"""Which learner a run gets: decided once, here, from ``--learner``, ``--update``, device and core."""
+"""Which learner a run gets: decided once, here, from ``--algo``, ``--learner``, ``--update``, device and core."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import torch
 from torch import Tensor
 
-from ppo_fast.config import Config
+from ppo_fast.algos import foreign
+from ppo_fast.config import FIELDS, Config
 from ppo_fast.errors import BackendError
+from ppo_fast.learners.base import Learner
 from ppo_fast.learners.native import NativeLearner, lacks
 from ppo_fast.learners.ppo_base import PPOLearner
+from ppo_fast.learners.reinforce import ReinforceLearner
 from ppo_fast.learners.torch_learner import TorchLearner
+from ppo_fast.learners.trpo import TRPOLearner
 from ppo_fast.models import ActorCritic
 
 log = logging.getLogger(__name__)
 
 
-def make_learner(model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device) -> tuple[PPOLearner, str]:
-    """Return the learner that ``cfg.learner`` means here, and the reason where ``auto`` chose.
+def make_learner(model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device) -> tuple[Learner, str]:
+    """Return the learner that ``cfg.algo`` and ``cfg.learner`` mean here, and the reason where ``auto`` chose.
+
+    Of TRPO and REINFORCE, ``cfg.learner`` says what fits the critic; the policy's step is torch's.
+
+    Raises:
+        BackendError: a learner asked for by name cannot be had; the message says what lacks.
+    """
+    if cfg.algo == "ppo":
+        return _make_ppo(model, flat, cfg, device)
+    critic, why = _make_ppo(model, flat, critic_config(cfg), device)
+    return (TRPOLearner if cfg.algo == "trpo" else ReinforceLearner)(critic, cfg), why
+
+
+def critic_config(cfg: Config) -> Config:
+    """Return the options under which PPO's learner, given advantages of 0, fits the critic of another algorithm."""
+    own = {name: FIELDS[name].default for name in foreign("ppo")}
+    return dataclasses.replace(cfg, **own, algo="ppo", update_epochs=cfg.critic_epochs, vf_coef=1.0, ent_coef=0.0)
+
+
+def _make_ppo(model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device) -> tuple[PPOLearner, str]:
+    """Return PPO's learner and the reason where ``auto`` chose.
 
     ``auto`` takes the native learner where it can run; torch otherwise, with a warning unless the device is no CPU, and
     where ``cfg.update`` asks for one of torch's ways by name.

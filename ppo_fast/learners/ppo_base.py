@@ -77,7 +77,11 @@ class PPOLearner(ABC):
             ShapeError: an array of the rollout is not as ``cfg`` and the model say, or an action of a valid row is no
                 index of a categorical policy.
         """
-        stats = self._epochs(self._stage(rollout))
+        return self.learn(self.stage(rollout))
+
+    def learn(self, batch: dict[str, Float32]) -> dict[str, float]:
+        """Do the same with a batch that :meth:`stage` made."""
+        stats = self._epochs(batch)
         self.epochs_done += len(stats)
         metrics = self._metrics(stats.sum(0))
         return {**metrics, "learning_rate": self.learning_rate, "epochs": float(len(stats))}
@@ -92,8 +96,12 @@ class PPOLearner(ABC):
             (passes, len(STATS)), the sums that ``STATS`` names.
         """
 
-    def _stage(self, rollout: Rollout) -> dict[str, Float32]:
-        """Flatten to (B, ...) and put 0 wherever a row does not count, before any arithmetic touches it."""
+    def stage(self, rollout: Rollout) -> dict[str, Float32]:
+        """Flatten to (B, ...) and put 0 wherever a row does not count, before any arithmetic touches it.
+
+        Raises:
+            ShapeError: as of :meth:`update`.
+        """
         self._check(rollout)
         valid = rollout.valid.reshape(-1)
 

@@ -16,7 +16,7 @@ from ppo_fast.lockstep.rules import Equal, TwoRoundings
 from ppo_fast.lockstep.teacher import Teacher, Watcher
 from ppo_fast.normalizers import Moments, ObsNormalizer, RewardScaler
 from ppo_fast.reference import shuffle
-from ppo_fast.reference.ppo import RunningNormalizer
+from ppo_fast.reference.on_policy import RunningNormalizer
 
 STAGES: Stages = {
     "action noise": Equal,

@@ -1,7 +1,9 @@
-"""``python -m ppo_fast.reference``: train with the readable PPO, and print what it learns."""
+"""``python -m ppo_fast.reference``: train with the readable PPO, TRPO or REINFORCE, and print what it learns."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import math
 import sys
 from typing import Any
@@ -12,20 +14,29 @@ import torch
 import tyro
 
 from ..errors import ConfigError, EnvError, PPOFastError, did_you_mean
-from .ppo import PPO, Settings
+from . import ppo, reinforce, trpo
+from .on_policy import OnPolicy, Settings
+
+ALGOS: dict[str, tuple[type[Settings], type[OnPolicy]]] = {
+    "ppo": (ppo.Settings, ppo.PPO),
+    "trpo": (trpo.Settings, trpo.TRPO),
+    "reinforce": (reinforce.Settings, reinforce.Reinforce),
+}
+PROG = "python -m ppo_fast.reference"
 
 
 def main() -> int:
     """Parse the options, train, evaluate."""
-    settings = tyro.cli(Settings, prog="python -m ppo_fast.reference", description=PPO.__doc__)
     try:
+        kind, algorithm, args = choose(sys.argv[1:])
+        settings = tyro.cli(kind, prog=PROG, description=algorithm.__doc__, args=args)
         check_numbers(settings)
         check_env(settings.env)
     except PPOFastError as error:
         print(f"ppo_fast.reference: error: {error}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    ppo = PPO(settings)
+    trainer = algorithm(settings)
 
     def report(row: dict[str, Any]) -> None:
         shown = "-" if row["episode_return"] is None else f"{row['episode_return']:.1f}"
@@ -33,10 +44,34 @@ def main() -> int:
         line = f"{row['env_steps']:>10,} steps  {sps:>7,.0f} SPS  return {shown:>8}  KL {row['approx_kl']:.4f}"
         print(line, flush=True)
 
-    ppo.run(report)
-    returns = ppo.evaluate()
+    trainer.run(report)
+    returns = trainer.evaluate()
     print(f"evaluation over {len(returns)} episodes: {returns.mean():.1f} +- {returns.std():.1f}")
     return 0
+
+
+def choose(args: list[str]) -> tuple[type[Settings], Any, list[str]]:
+    """Return the options and the class of the algorithm that ``--algo`` names, and the other arguments.
+
+    Raises:
+        ConfigError: there is no such algorithm, or an option belongs to another one.
+    """
+    parser = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
+    parser.add_argument("--algo", default="ppo")
+    try:
+        known, rest = parser.parse_known_args(args)
+    except SystemExit:
+        raise ConfigError("algo must be named after --algo") from None
+    if known.algo not in ALGOS:
+        raise ConfigError(f"algo must be one of {', '.join(map(repr, ALGOS))}, got {known.algo!r}")
+    kind, algorithm = ALGOS[known.algo]
+    mine = {field.name for field in dataclasses.fields(kind)}
+    for arg in rest:
+        option = arg.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+        owners = [name for name, (theirs, _) in ALGOS.items() if option in theirs.__dataclass_fields__]
+        if arg.startswith("--") and owners and option not in mine:
+            raise ConfigError(f"{option} belongs to {' and '.join(owners)}, and algo is {known.algo!r}")
+    return kind, algorithm, rest
 
 
 def check_numbers(s: Settings) -> None:
@@ -46,16 +81,21 @@ def check_numbers(s: Settings) -> None:
         if not ok:
             raise ConfigError(f"{name} must be {allowed}, got {getattr(s, name)!r}")
 
-    for name in ("num_envs", "num_steps", "minibatch_size", "update_epochs", "total_timesteps"):
-        require(getattr(s, name) >= 1, name, "at least 1")
+    at_least_1 = (
+        "num_envs num_steps minibatch_size total_timesteps update_epochs critic_epochs cg_steps backtrack_steps"
+    )
+    for name in at_least_1.split():
+        require(getattr(s, name, 1) >= 1, name, "at least 1")
     require(0 <= s.seed < 2**64, "seed", "in [0, 2**64)")
-    for name in ("learning_rate", "clip_coef", "max_grad_norm"):
-        require(0 < getattr(s, name) < math.inf, name, "a finite number above 0")
-    for name in ("ent_coef", "vf_coef"):
-        require(0 <= getattr(s, name) < math.inf, name, "a finite number, at least 0")
+    for name in ("learning_rate", "policy_lr", "clip_coef", "max_grad_norm", "delta"):
+        require(0 < getattr(s, name, 1.0) < math.inf, name, "a finite number above 0")
+    for name in ("ent_coef", "vf_coef", "cg_damping"):
+        require(0 <= getattr(s, name, 0.0) < math.inf, name, "a finite number, at least 0")
+    require(0 < getattr(s, "backtrack_coef", 0.5) < 1, "backtrack_coef", "between 0 and 1")
     for name in ("gamma", "gae_lambda"):
         require(0 <= getattr(s, name) <= 1, name, "in [0, 1]")
-    require(s.target_kl is None or 0 < s.target_kl < math.inf, "target_kl", "a finite number above 0, or unset")
+    target_kl = getattr(s, "target_kl", None)
+    require(target_kl is None or 0 < target_kl < math.inf, "target_kl", "a finite number above 0, or unset")
     require(math.isfinite(s.log_std_init), "log_std_init", "finite")
     require(len(s.hidden_sizes) >= 1 and min(s.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
     batch = s.num_envs * s.num_steps

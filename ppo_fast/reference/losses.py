@@ -106,3 +106,26 @@ def approx_kl(log_ratio: Tensor) -> Tensor:
     Source: Schulman, "Approximating KL divergence", 2020, estimator k3.
     """
     return (torch.exp(log_ratio) - 1 - log_ratio).mean()
+
+
+def gaussian_kl(old_mean: Tensor, old_log_std: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Compute KL(π_old || π) of diagonal Gaussians in each state, (M,).
+
+        Σ_i [ log σ_i − log σ_old,i + (σ_old,i² + (μ_old,i − μ_i)²) / (2 σ_i²) − ½ ]
+
+    Args:
+        old_mean: (M, A).
+        old_log_std: (A,).
+        mean: (M, A).
+        log_std: (A,).
+    """
+    variance, old_variance = torch.exp(2 * log_std), torch.exp(2 * old_log_std)
+    per_action = log_std - old_log_std + (old_variance + (old_mean - mean) ** 2) / (2 * variance) - 0.5
+    return per_action.sum(dim=1)
+
+
+def categorical_kl(old_logits: Tensor, logits: Tensor) -> Tensor:
+    """Compute KL(π_old || π) = Σ_k p_old,k (log p_old,k − log p_k) in each state, (M,)."""
+    old_log_probs = old_logits - torch.logsumexp(old_logits, dim=1, keepdim=True)
+    log_probs = logits - torch.logsumexp(logits, dim=1, keepdim=True)
+    return (torch.exp(old_log_probs) * (old_log_probs - log_probs)).sum(dim=1)
