@@ -33,11 +33,12 @@ Command = Callable[..., Outcome]
 
 # Flags that scripts and papers use. One may be added here; one that goes or is renamed breaks somebody's command line.
 FLAGS = """
-    --env --preset --total-timesteps --seed --run-dir --resume
+    --env --algo --preset --total-timesteps --seed --run-dir --resume
     --num-envs --env-backend --env-threads --vectorization
     --device --actor --learner --learner-threads --update --kernels --torch-threads
     --on-nan --num-steps --minibatch-size --update-epochs --learning-rate --anneal-lr --no-anneal-lr --adam-eps
     --gamma --gae-lambda --norm-adv --clip-coef --clip-vloss --no-clip-vloss --ent-coef --vf-coef
+    --critic-epochs --delta --cg-steps --cg-damping --backtrack-steps --backtrack-coef --policy-lr --policy-weight
     --max-grad-norm --target-kl --hidden-sizes --shared-trunk --no-shared-trunk --activation --log-std-init
     --norm-obs --no-norm-obs --clip-obs --norm-reward --no-norm-reward --clip-reward
     --eval-every --eval-episodes --checkpoint-every --keep-checkpoints --log --quiet --no-quiet

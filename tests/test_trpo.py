@@ -277,8 +277,8 @@ class Readable(trpo.TRPO):
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_policys_step_is_the_references(kind: str) -> None:
-    # Ten steps of the solver multiply what float32 loses in each product: the fast step may lose twice what the readable
-    # one loses in float32, both against the readable one in float64, in the median over batches.
+    # Ten steps of the solver multiply what float32 loses in each product: the fast step may lose twice what the
+    # readable one loses in float32, both against the readable one in float64, in the median over batches.
     model, ours_lost, theirs_lost = MODELS[kind], [], []
     for seed in range(32):
         flat = random_parameters(model, seed)

@@ -117,7 +117,8 @@ class TRPO(PolicyAndCritic):
 
     def policy_step(self, rows: Rows) -> float:
         """Move the policy's parameters; return the mean KL divergence from where they were."""
-        s, parameters = self.settings, self.policy_parameters
+        s: Settings = self.settings
+        parameters = self.policy_parameters
         with torch.no_grad():
             old_head, old_log_std = self.net(rows["norm_obs"])[0], self.log_std().clone()
             start = flat(parameters)
@@ -126,7 +127,7 @@ class TRPO(PolicyAndCritic):
             return (torch.exp(self.log_prob(rows) - rows["log_probs"]) * rows["advantages"]).mean()
 
         def kl() -> Tensor:
-            head, _ = self.net(rows["norm_obs"])
+            head: Tensor = self.net(rows["norm_obs"])[0]
             if self.num_actions:
                 return losses.categorical_kl(old_head, head).mean()
             return losses.gaussian_kl(old_head, old_log_std, head, self.log_std()).mean()
@@ -151,8 +152,7 @@ class TRPO(PolicyAndCritic):
 
     def log_std(self) -> Tensor:
         """Return log σ, (A,); of a choice among actions, nothing."""
-        log_std: Tensor = torch.zeros(0) if self.num_actions else self.net.log_std
-        return log_std
+        return torch.zeros(0) if self.num_actions else self.net.log_std
 
     def place(self, vector: Tensor) -> None:
         """Set the policy's parameters to those in a vector (P,)."""
