@@ -4,6 +4,7 @@ python -m benchmarks.lineage --out FOLDER               make the runs that FOLDE
 python -m benchmarks.lineage --out FOLDER --table       print the table of what is there
 python -m benchmarks.lineage --out FOLDER --draw PNG    draw the curves of what is there
 python -m benchmarks.lineage --variance JSON            measure the noise of REINFORCE's three weights, and print it
+python -m benchmarks.lineage --draw-clip PNG            draw PPO's clipped objective and its slope
 
 Every run has the rollout, networks and normalisers of ``--preset sample``; only the update differs. Scores, chosen
 before any run was made: the last evaluation (20 episodes, mean actions) and, beside it, the last ``episode_return``
@@ -26,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from ppo_fast.files import write_atomic
-from ppo_fast.reference import reinforce
+from ppo_fast.reference import losses, reinforce
 
 TASKS = ("Hopper-v5", "HalfCheetah-v5", "Ant-v5", "Humanoid-v5")
 ALGOS: dict[str, list[str]] = {
@@ -123,6 +124,31 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+def draw_clip(path: Path, clip_coef: float = 0.2) -> None:
+    """Draw the clipped objective and its slope against the ratio, for an advantage of 1 and of -1."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, advantage in zip(figure.subplots(1, 2), (1.0, -1.0), strict=True):
+        ratio = torch.linspace(0.4, 1.6, 601, requires_grad=True)
+        value = torch.stack([losses.clipped_surrogate(r[None], torch.tensor([advantage]), clip_coef) for r in ratio])
+        (slope,) = torch.autograd.grad(value.sum(), ratio)
+        x = ratio.detach().numpy()
+        axis.plot(x, value.detach().numpy(), color="#d1495b", linewidth=2.2, label="objective of one row")
+        axis.plot(x, slope.numpy(), color="#00798c", linewidth=1.4, linestyle="--", label="its slope")
+        for bound in (1 - clip_coef, 1 + clip_coef):
+            axis.axvline(bound, color="#7a8fa6", linewidth=0.8, linestyle=":")
+        axis.plot([1], [advantage], "o", color="#d1495b", markersize=5)
+        axis.set_title("the action was better than expected, A = 1" if advantage > 0 else "worse, A = -1", fontsize=10)
+        axis.set_xlabel("r, how much more likely the action has become")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(loc="best", frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
 # --- the noise of an estimate ----------------------------------------------------------------------------------------
 def variance(task: str, rollouts: int = 100) -> dict[str, Any]:
     """Measure how noisy the policy gradient of one rollout is with each weight: one policy, many rollouts.
@@ -177,11 +203,14 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="make no runs")
     parser.add_argument("--draw", type=Path, help="make no runs, draw")
     parser.add_argument("--variance", type=Path, help="measure the noise of the three weights")
+    parser.add_argument("--draw-clip", type=Path, help="draw PPO's clipped objective")
     args, extra = parser.parse_known_args()
     if args.variance:
         found = {task: variance(task) for task in ("Hopper-v5", "HalfCheetah-v5")}
         args.variance.write_text(json.dumps(found, indent=1) + "\n")
         print(json.dumps(found, indent=1))
+    if args.draw_clip:
+        draw_clip(args.draw_clip)
     if not args.out:
         return
     args.out.mkdir(parents=True, exist_ok=True)

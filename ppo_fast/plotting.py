@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppo_fast.algos import NAMES
 from ppo_fast.files import read_jsonl, write_atomic
 
 
@@ -46,7 +47,8 @@ def draw_learning_curve(run_dir: Path) -> Path:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("episode return")
     axes[0].legend(loc="best", frameon=False, fontsize=8)
-    figure.suptitle(f"{config['env']}, preset {config['preset']}, seed {config['seed']}", fontsize=11)
+    algo = NAMES[config.get("algo", "ppo")]  # older runs do not name it
+    figure.suptitle(f"{algo} on {config['env']}, preset {config['preset']}, seed {config['seed']}", fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     path = run_dir / "learning_curve.png"
