@@ -298,17 +298,10 @@ def test_both_rates_are_annealed_and_scaled() -> None:
 
 def test_the_reference_learns_to_balance_a_pole() -> None:
     # A policy without training balances it for about 20 steps.
-    agent = reinforce.Reinforce(
-        reinforce.Settings(
-            env="CartPole-v1",
-            total_timesteps=25_000,
-            num_envs=8,
-            num_steps=64,
-            minibatch_size=128,
-            critic_epochs=5,
-            policy_lr=0.01,
-            gae_lambda=1.0,
-        )  # fmt: skip
-    )
+    settings = reinforce.Settings(
+        env="CartPole-v1", total_timesteps=25_000, num_envs=8, num_steps=64, minibatch_size=128, critic_epochs=5,
+        policy_lr=0.01, gae_lambda=1.0,
+    )  # fmt: skip
+    agent = reinforce.Reinforce(settings)
     agent.run(lambda row: None)
     assert agent.evaluate().mean() >= 100
