@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -323,6 +324,34 @@ def test_kl_above_its_target_ends_the_update_after_the_epoch() -> None:
     assert stopped.update(rollout)["epochs"] == 1
     assert snapshot(stopped) == snapshot(first)
     assert make_learner(MODEL, flat, update_epochs=4, target_kl=100.0, **options).update(rollout)["epochs"] == 4
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "categorical"])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("ratio", [0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.0])
+def test_the_surrogates_gradient_vanishes_exactly_where_clipping_says_so(
+    ratio: float, advantage: float, kind: str
+) -> None:
+    # One row and the policy of parameters 0: a standard normal, or four actions of probability 1/4. Its gradient is 0
+    # where the ratio has gone as far as it pays, to either side, and -A r times that of log π elsewhere.
+    model = ActorCritic(2, 1, (4,), num_actions=0 if kind == "gaussian" else 4)
+    options = {"norm_adv": "none", "max_grad_norm": 1e9, "num_envs": 1, "num_steps": 1, "minibatch_size": 1}
+    learner = make_learner(model, torch.zeros(model.num_params), **options)
+    action, log_prob = (1.5, -1.125 - 0.5 * math.log(2 * math.pi)) if kind == "gaussian" else (2.0, math.log(0.25))
+    row = np.zeros(1, np.float32)
+    batch = {
+        "norm_obs": np.ones((1, 2), np.float32), "actions": np.full((1, 1), action, np.float32),
+        "log_probs": row + np.float32(log_prob - math.log(ratio)), "advantages": row + np.float32(advantage),
+        "returns": row, "values": row, "valid": row + 1,
+    }  # fmt: skip
+    gradient, _ = learner.gradient(batch, np.zeros(1, np.int64))
+    clipped = ratio > 1.2 if advantage > 0 else ratio < 0.8
+    if clipped:
+        assert not gradient.any()
+        return
+    bias = model.unflatten(gradient)["actor.1.bias"]
+    slope = torch.tensor([1.5]) if kind == "gaussian" else torch.tensor([-0.25, -0.25, 0.75, -0.25])
+    torch.testing.assert_close(bias, -advantage * ratio * slope, rtol=4 * 2.0**-23, atol=0.0)
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
