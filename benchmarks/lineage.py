@@ -7,7 +7,7 @@ python -m benchmarks.lineage --variance JSON            measure the noise of REI
 python -m benchmarks.lineage --draw-clip PNG            draw PPO's clipped objective and its slope
 
 Every run has the rollout, networks and normalisers of ``--preset sample``; only the update differs. Scores, chosen
-before any run was made: the last evaluation (20 episodes, mean actions) and, beside it, the last ``episode_return``
+before any run was made: the last evaluation (10 episodes, mean actions) and, beside it, the last ``episode_return``
 (sampled actions, 100 episodes).
 """
 
@@ -47,7 +47,7 @@ def train(task: str, algo: str, seed: int, extra: list[str]) -> dict[str, Any]:
         run = Path(folder) / "run"
         options = {
             "env": task, "preset": "sample", "seed": seed, "total-timesteps": STEPS, "eval-every": EVAL_EVERY,
-            "checkpoint-every": 0, "run-dir": run,
+            "eval-episodes": 10, "checkpoint-every": 0, "run-dir": run,
         }  # fmt: skip
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         command = [sys.executable, "-m", "ppo_fast.train", *ALGOS[algo], *flags, *extra, "--quiet", "--log"]
