@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -310,3 +312,41 @@ def test_a_run_whose_disk_was_full_for_a_while_loses_nothing(tmp_path: Path, who
     for part in ("rows", "evaluations"):
         assert found[part] == expected[part]
     assert found["tensors"] == expected["tensors"]
+
+
+# In a mount namespace of its own: a small disk that fills up, and then the same disk with room again.
+SMALL_DISK = """
+mount -t tmpfs -o size=500k tmpfs {disk} || exit 77
+{command}
+code=$?
+mount -o remount,size=50m {disk} || exit 77
+cp -r {disk}/run {out}
+exit $code
+"""
+
+
+def test_a_real_disk_that_is_full_stops_no_run_and_damages_nothing(tmp_path: Path) -> None:
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+    run = command(disk / "run", "--keep-checkpoints", "50", steps=12_000)
+    script = SMALL_DISK.format(disk=disk, out=out, command=shlex.join(run))
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("no unshare")
+    done = subprocess.run(
+        [unshare, "-rm", "sh", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
+    )  # fmt: skip
+    if done.returncode in (1, 77) and "ppo_fast" not in done.stderr:
+        pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 3, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "TRAINING GOES ON" in done.stderr
+    assert "the end of the run is not saved" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not stale(out)
+    saved = checkpoint.find(out / "checkpoints")
+    assert saved  # those from before, whole
+    for path in saved:
+        checkpoint.load(path)
+    finish(out, steps=14_000)
+    assert checkpoint.load_newest(out / "checkpoints").state["env_steps"] >= 14_000
