@@ -1,15 +1,17 @@
-"""The learning curve as a picture."""
+"""Learning curves as pictures: of one run, and of several side by side."""
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ppo_fast.algos import NAMES
 from ppo_fast.files import read_jsonl, write_atomic
+from ppo_fast.scores import RunScores, by_task, mean_curve
 
 
 def draw_learning_curve(run_dir: Path) -> Path:
@@ -54,3 +56,47 @@ def draw_learning_curve(run_dir: Path) -> Path:
     path = run_dir / "learning_curve.png"
     write_atomic(path, buffer.getvalue())
     return path
+
+
+COLORS = ("#d1495b", "#00798c", "#edae49", "#7a8fa6", "#66a182", "#8d5a97")
+
+
+def draw_runs(runs: Sequence[RunScores], path: Path) -> None:
+    """Draw evaluations of runs, a row of panels per environment: against steps and against wall-clock.
+
+    Runs of one algorithm and preset make one line: their mean, with its 95 % bootstrap interval over seeds; each seed
+    is drawn thinner.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tasks = by_task(runs)
+    envs = sorted({env for env, _, _ in tasks})
+    labels = sorted({key[1:] for key in tasks})
+    figure = Figure(figsize=(11, 3.6 * len(envs)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(envs), 2, squeeze=False)
+    for (env, *label), task in tasks.items():
+        color = COLORS[labels.index((label[0], label[1])) % len(COLORS)]
+        for axis, key, scale in (
+            (panels[envs.index(env), 0], "steps", 1e6),
+            (panels[envs.index(env), 1], "wall_s", 60),
+        ):
+            curves = [(getattr(run, key) / scale, run.means) for run in task.runs]
+            for x, y in curves:
+                axis.plot(x, y, color=color, linewidth=0.7, alpha=0.35)
+            x, mean, low, high = mean_curve(curves)
+            axis.plot(x, mean, color=color, linewidth=2, label=f"{NAMES[label[0]]}, {label[1]}, {len(curves)} seeds")
+            axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    for row, env in zip(panels, envs, strict=True):
+        for axis, text in zip(row, ("environment steps (millions)", "minutes of training"), strict=True):
+            axis.set_xlabel(text)
+            axis.set_xlim(left=0)
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+        row[0].set_title(env, loc="left", fontsize=11)
+        row[0].set_ylabel("return, mean actions")
+        row[0].legend(loc="best", frameon=False, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomic(path, buffer.getvalue())

@@ -22,7 +22,7 @@ SOURCES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 # A module imports from lower levels or from its own folder, and from nothing else of the package.
 LEVELS = {
     0: ["errors", "batch", "cpus", "files", "timing", "algos", "typecheck"],
-    1: ["config", "reference", "_core", "lock", "metrics"],
+    1: ["config", "reference", "_core", "lock", "metrics", "scores"],
     2: ["presets", "kernels"],
     3: ["envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],
     4: ["native", "state"],
@@ -30,7 +30,7 @@ LEVELS = {
     6: ["run_dir", "run_info", "parts", "video", "lockstep"],
     7: ["saver", "cli"],
     8: ["trainer"],
-    9: ["train", "play", "info", "verify"],
+    9: ["train", "play", "info", "verify", "study", "plot"],
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
 

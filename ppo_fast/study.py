@@ -1,0 +1,195 @@
+"""``python -m ppo_fast.study``: tasks x seeds, as many runs at a time as the cores allow; broken off, it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ppo_fast.errors import ConfigError
+
+PROG = "python -m ppo_fast.study"
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions:
+    """Train each task with several seeds, and make the table and the curves. What follows -- goes to every run.
+
+    The same command goes on where it was broken off: finished runs are skipped, others are taken up.
+    """
+
+    out: str
+    """directory of the study: a run directory per task and seed, results.json, table.md, curves.png"""
+    envs: tuple[str, ...] = ("Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "Walker2d-v5")
+    """environment ids"""
+    seeds: int = 5
+    """seeds per task"""
+    first_seed: int = 1
+    """the first of them"""
+    cores_per_run: int = 1
+    """cores that a run is pinned to; all of them to time runs, 1 to make many"""
+    at: tuple[int, ...] = (1_000_000,)
+    """the table also says how runs that went beyond stood after so many steps"""
+
+
+@dataclasses.dataclass
+class Job:
+    """One run of the study."""
+
+    name: str
+    command: list[str]
+    path: Path
+    process: subprocess.Popen[bytes] | None = None
+    cpus: frozenset[int] = frozenset()
+
+
+def main(args: list[str] | None = None) -> int:
+    """Parse the options, make the runs that are missing, write the results; return the exit code."""
+    from ppo_fast.cli import parse_options, run_command
+
+    argv = sys.argv[1:] if args is None else args
+    cut = argv.index("--") if "--" in argv else len(argv)
+
+    def study() -> int:
+        options = parse_options(StudyOptions, argv[:cut], prog=PROG, description=StudyOptions.__doc__)
+        return _study(options, argv[cut + 1 :])
+
+    return run_command(study, prog="ppo_fast.study")
+
+
+def _study(options: StudyOptions, extra: list[str]) -> int:
+    jobs = _jobs(options, extra)
+    out = Path(options.out)
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    everything = [job.path for job in jobs]
+    waiting = [job for job in jobs if not _finished(job.path)]
+    print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished, {options.cores_per_run} cores each", flush=True)
+    failed = Pool(options, everything).run(waiting)
+    _write(options, everything, draw=True)
+    print((out / "table.md").read_text())
+    for name in failed:
+        print(f"failed: {name}, see {out / 'logs' / name}.log", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _jobs(options: StudyOptions, extra: list[str]) -> list[Job]:
+    """Return all runs of the study, the seeds of a task not one after the other, so that every task has results early.
+
+    Raises:
+        ConfigError: an option of the study or of the runs is wrong; nothing has been made then.
+    """
+    from ppo_fast import envs
+    from ppo_fast.cli import parse_config
+    from ppo_fast.cpus import num_cpus
+
+    if options.seeds < 1 or options.first_seed < 0:
+        raise ConfigError(
+            f"seeds must be at least 1 and first_seed at least 0, got {options.seeds}, {options.first_seed}"
+        )
+    if not 1 <= options.cores_per_run <= num_cpus():
+        raise ConfigError(f"cores_per_run must be from 1 to {num_cpus()}, got {options.cores_per_run}")
+    if not options.envs:
+        raise ConfigError("envs must name at least one environment")
+    for flag in ("--env", "--seed", "--run-dir", "--resume"):
+        if any(arg.partition("=")[0].replace("_", "-") == flag for arg in extra):
+            raise ConfigError(f"{flag} is the study's to set, and cannot follow --")
+    for env in options.envs:
+        cfg = parse_config(["--env", env, *extra], prog=PROG, description="")
+        envs.spec(cfg.env, cfg.env_backend)
+    jobs = []
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for env in options.envs:
+            name = f"{env.replace('/', '_').replace(':', '_')}-seed{seed}"
+            path = Path(options.out) / name
+            run = ["--env", env, "--seed", str(seed), "--run-dir", str(path), "--resume", "auto", "--quiet", *extra]
+            jobs.append(Job(name, [sys.executable, "-m", "ppo_fast.train", *run], path))
+    return jobs
+
+
+def _finished(path: Path) -> bool:
+    from ppo_fast.scores import read_run
+
+    return (path / "config.json").exists() and read_run(path).finished
+
+
+class Pool:
+    """Runs at a time, each pinned to cores of its own."""
+
+    def __init__(self, options: StudyOptions, everything: Sequence[Path]) -> None:
+        cpus, each = sorted(os.sched_getaffinity(0)), options.cores_per_run
+        self.free = [frozenset(cpus[i * each : (i + 1) * each]) for i in range(len(cpus) // each)]
+        self.options, self.everything = options, everything
+        self.logs = Path(options.out) / "logs"
+        self.running: list[Job] = []
+        self.failed: list[str] = []
+
+    def run(self, waiting: list[Job]) -> list[str]:
+        """Make the runs; return the names of those that failed. A signal stops them, and they can be taken up."""
+        try:
+            while waiting or self.running:
+                while waiting and self.free:
+                    self._start(waiting.pop(0))
+                time.sleep(0.2)
+                self._collect()
+        except BaseException:
+            for job in self.running:
+                if job.process is not None:
+                    job.process.send_signal(signal.SIGTERM)
+            for job in self.running:
+                if job.process is not None:
+                    job.process.wait()
+            raise
+        return self.failed
+
+    def _start(self, job: Job) -> None:
+        """Start a run: a child inherits the cores that this process may use at that moment."""
+        job.cpus = self.free.pop(0)
+        all_cpus = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, job.cpus)
+        try:
+            with open(self.logs / f"{job.name}.log", "ab") as log:  # the child keeps its own handle
+                job.process = subprocess.Popen(
+                    job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+                )
+        finally:
+            os.sched_setaffinity(0, all_cpus)
+        self.running.append(job)
+        print(f"started  {job.name}", flush=True)
+
+    def _collect(self) -> None:
+        """Take note of the runs that have ended."""
+        for job in [job for job in self.running if job.process is not None and job.process.poll() is not None]:
+            self.running.remove(job)
+            self.free.append(job.cpus)
+            code = job.process.returncode if job.process is not None else 1
+            if code or not _finished(job.path):
+                self.failed.append(job.name)
+                print(f"FAILED   {job.name}, exit code {code}", flush=True)
+                continue
+            score = _write(self.options, self.everything)[job.path]
+            print(f"finished {job.name}: {score:,.1f}", flush=True)
+
+
+def _write(options: StudyOptions, paths: Sequence[Path], *, draw: bool = False) -> dict[Path, float]:
+    """Write results.json and table.md of the runs that there are, and the curves if asked to; return their scores."""
+    from ppo_fast import files, scores
+    from ppo_fast.plotting import draw_runs
+    from ppo_fast.system import build_info
+
+    out = Path(options.out)
+    runs = [scores.read_run(path) for path in paths if (path / "config.json").exists()]
+    results = {"runs": scores.to_json(runs), "made_by": build_info()}
+    files.write_atomic(out / "results.json", files.to_json(results))
+    files.write_atomic(out / "table.md", ("\n".join(scores.table(runs, options.at)) + "\n").encode())
+    if draw and any(run.means.size for run in runs):
+        draw_runs(runs, out / "curves.png")
+    return {run.path: run.final for run in runs if run.means.size}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

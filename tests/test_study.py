@@ -1,0 +1,128 @@
+"""``python -m ppo_fast.study`` and ``plot``: runs are made once, broken off and taken up, and failures are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import training
+from commands import TINY, call
+
+from ppo_fast import plot, study
+
+OPTIONS = [*TINY[TINY.index("--num-envs") :], "--eval-every", "200"]
+ENV = "InvertedPendulum-v5"
+
+
+def shell(cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *args], cwd=cwd, capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(Path(study.__file__).parents[1])},
+    )  # fmt: skip
+
+
+def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(tmp_path: Path) -> None:
+    command = ("ppo_fast.study", "--out", "s", "--envs", ENV, "--seeds", "2", "--first-seed", "4", "--", *OPTIONS)
+    done = shell(tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished Inv") == 2
+    out = tmp_path / "s"
+    results = json.loads((out / "results.json").read_text())
+    assert [(run["env"], run["seed"], run["finished"]) for run in results["runs"]] == [(ENV, 4, True), (ENV, 5, True)]
+    assert ENV in (out / "table.md").read_text()
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*-seed*/metrics.jsonl")}
+    again = shell(tmp_path, *command)
+    assert again.returncode == 0
+    assert "2 runs, 2 finished" in again.stdout
+    assert "started" not in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    picture = shell(tmp_path, "ppo_fast.plot", *map(str, sorted(out.glob("*-seed*"))), "--out", "p.png")
+    assert picture.returncode == 0, picture.stderr
+    assert "| 2 |" in picture.stdout
+    assert (tmp_path / "p.png").exists()
+
+
+def test_a_study_that_is_interrupted_stops_its_runs_and_goes_on_with_them(tmp_path: Path) -> None:
+    args = ["--out", "s", "--envs", ENV, "--seeds", "1", "--", *OPTIONS, "--total-timesteps", "60000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppo_fast.study", *args], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(study.__file__).parents[1])},
+    )  # fmt: skip
+    metrics = tmp_path / "s" / f"{ENV}-seed1" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 5) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    stopped_at = training.jsonl(metrics)[-1]["env_steps"]
+    assert 0 < stopped_at < 60_000
+    args[-1] = str(stopped_at + 500)
+    done = shell(tmp_path, "ppo_fast.study", *args)
+    assert done.returncode == 0, done.stderr
+    steps = [row["env_steps"] for row in training.jsonl(metrics)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] >= stopped_at + 500
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_made(tmp_path: Path) -> None:
+    broken = tmp_path / "s" / f"{ENV}-seed1" / "checkpoints" / "step_000000000100"
+    broken.mkdir(parents=True)
+    (broken / "manifest.json").write_text("{}")
+    done = shell(tmp_path, "ppo_fast.study", "--out", "s", "--envs", ENV, "--seeds", "2", "--", *OPTIONS)
+    assert done.returncode == 1
+    assert f"FAILED   {ENV}-seed1, exit code 3" in done.stdout
+    assert f"finished {ENV}-seed2" in done.stdout
+    assert f"failed: {ENV}-seed1, see s/logs/{ENV}-seed1.log" in done.stderr
+    assert "damaged" in (tmp_path / "s" / "logs" / f"{ENV}-seed1.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("--out s --seeds 0", "seeds must be at least 1, got 0"),
+        ("--out s --first-seed -1", "first_seed must be at least 0, got -1"),
+        ("--out s --cores-per-run 0", "cores_per_run must be from 1 to "),
+        ("--out s --cores-per-run 99999", "cores_per_run must be from 1 to "),
+        ("--out s --envs", "envs must name at least one environment"),
+        ("--out s --envs Hoper-v5", "unknown environment 'Hoper-v5'"),
+        ("--out s -- --seed 3", "--seed is the study's to set, and cannot follow --"),
+        ("--out s -- --run_dir=x", "--run-dir is the study's to set, and cannot follow --"),
+        ("--out s -- --gamma 2", "gamma must be in [0, 1], got 2.0"),
+        ("--out s -- --algo trpo --clip-coef 0.1", "clip_coef belongs to PPO"),
+        ("--seeds 2", "out"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call(study.main, capsys, *args.split())
+    assert done.code == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("", "name at least one run directory"),
+        ("missing", "missing is not the directory of a run"),
+        ("missing --out x.jpg", "out must be a path that ends in .png"),
+        ("missing --out no/x.png", "in a directory that exists"),
+    ],
+)
+def test_plot_refuses_what_it_cannot_draw(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call(plot.main, capsys, *args.split())
+    assert done.code == 2
+    assert said in done.err
