@@ -78,10 +78,7 @@ def draw_runs(runs: Sequence[RunScores], path: Path) -> None:
     panels = figure.subplots(len(envs), 2, squeeze=False)
     for (env, *label), task in tasks.items():
         color = COLORS[labels.index((label[0], label[1])) % len(COLORS)]
-        for axis, key, scale in (
-            (panels[envs.index(env), 0], "steps", 1e6),
-            (panels[envs.index(env), 1], "wall_s", 60),
-        ):
+        for axis, key, scale in zip(panels[envs.index(env)], ("steps", "wall_s"), (1e6, 60), strict=True):
             curves = [(getattr(run, key) / scale, run.means) for run in task.runs]
             for x, y in curves:
                 axis.plot(x, y, color=color, linewidth=0.7, alpha=0.35)

@@ -134,7 +134,7 @@ class TaskScores:
         return np.array([run.final for run in self.runs])
 
     def until(self, steps: float) -> TaskScores:
-        """Return the same runs as they stood when they had taken ``steps``, up to 1 % more; those that had not started go."""
+        """Return the same runs as they stood when they had taken ``steps``, up to 1 % more."""
         cut = [
             replace(run, **{name: getattr(run, name)[run.steps <= 1.01 * steps] for name in _CURVE}, sampled=math.nan)
             for run in self.runs
@@ -166,20 +166,32 @@ def table(runs: Sequence[RunScores], at: Sequence[int] = ()) -> list[str]:
         "|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for (env, algo, preset), task in by_task(runs).items():
-        finals = task.finals
-        low, high = bootstrap_interval([finals], iqm)
-        std = f" ± {finals.std(ddof=1):,.0f}" if finals.size > 1 else ""
-        steps = min(float(run.steps[-1]) for run in task.runs)
-        unfinished = sum(not run.finished for run in task.runs)
-        sampled = (
-            np.nanmean([run.sampled for run in task.runs]) if any(r.sampled == r.sampled for r in task.runs) else None
-        )
-        lines.append(
-            f"| {env} | {algo}, {preset} | {steps / 1e6:.2f}M{f', {unfinished} unfinished' if unfinished else ''} | "
-            f"{finals.size} | {finals.mean():,.0f}{std} | {iqm(finals):,.0f} ({low:,.0f} to {high:,.0f}) | "
-            f"{finals.min():,.0f} | {'-' if sampled is None else f'{sampled:,.0f}'} | {_marks(env, task)} |"
-        )
+        end = min(float(run.steps[-1]) for run in task.runs)
+        earlier = [task.until(steps) for steps in sorted(at) if 1.01 * steps < end]
+        lines += [f"| {env} | {algo}, {preset} | {_cells(env, stand)} |" for stand in (*earlier, task) if stand.runs]
     return lines
+
+
+def _cells(env: str, task: TaskScores) -> str:
+    finals = task.finals
+    low, high = bootstrap_interval([finals], iqm)
+    digits = 1 if np.abs(finals).max() < 100 else 0
+    steps = f"{min(float(run.steps[-1]) for run in task.runs) / 1e6:.2f}M"
+    if unfinished := sum(not run.finished for run in task.runs if not math.isnan(run.sampled)):
+        steps += f", {unfinished} unfinished"
+    std = f" ± {finals.std(ddof=1):,.{digits}f}" if finals.size > 1 else ""
+    sampled = [run.sampled for run in task.runs if not math.isnan(run.sampled)]
+    return " | ".join(
+        (
+            steps,
+            f"{finals.size}",
+            f"{finals.mean():,.{digits}f}{std}",
+            f"{iqm(finals):,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})",
+            f"{finals.min():,.{digits}f}",
+            f"{np.mean(sampled):,.{digits}f}" if sampled else "-",
+            _marks(env, task),
+        )
+    )
 
 
 def _marks(env: str, task: TaskScores) -> str:

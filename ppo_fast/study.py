@@ -87,10 +87,9 @@ def _jobs(options: StudyOptions, extra: list[str]) -> list[Job]:
     from ppo_fast.cli import parse_config
     from ppo_fast.cpus import num_cpus
 
-    if options.seeds < 1 or options.first_seed < 0:
-        raise ConfigError(
-            f"seeds must be at least 1 and first_seed at least 0, got {options.seeds}, {options.first_seed}"
-        )
+    for name, least in (("seeds", 1), ("first_seed", 0)):
+        if getattr(options, name) < least:
+            raise ConfigError(f"{name} must be at least {least}, got {getattr(options, name)}")
     if not 1 <= options.cores_per_run <= num_cpus():
         raise ConfigError(f"cores_per_run must be from 1 to {num_cpus()}, got {options.cores_per_run}")
     if not options.envs:
