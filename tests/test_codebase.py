@@ -297,3 +297,11 @@ def test_the_repository_names_no_machine() -> None:
     for path in SOURCES.values():
         assert not re.search(r"/(home|root|Users)/", path.read_text()), path
     assert not list(ROOT.glob("MUJOCO_LOG.TXT"))
+
+
+def test_every_test_that_the_documentation_names_exists() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    defined = set(re.findall(r"def (test_\w+)", tests))
+    named = {name for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert len(named) > 25
+    assert named - defined == set()
