@@ -101,6 +101,8 @@ class Config:
     """PPO: weight of the value loss 1/2 (V - R)^2"""
     target_kl: float | None = None
     """PPO: end the update after an epoch whose mean KL exceeds this"""
+    adaptive_kl: float | None = None
+    """PPO: steer the learning rate so that the mean KL of the last epoch stays near this; needs --no-anneal-lr"""
 
     # --- TRPO and REINFORCE ------------------------------------------------------------------------------------------
     critic_epochs: int = 20
@@ -245,7 +247,9 @@ def _check_values(cfg: Config) -> None:
     for name in ("gamma", "gae_lambda"):
         require(0 <= getattr(cfg, name) <= 1, name, "in [0, 1]")
     require(math.isfinite(cfg.log_std_init), "log_std_init", "finite")
-    require(cfg.target_kl is None or 0 < cfg.target_kl < math.inf, "target_kl", "a finite number above 0, or unset")
+    for name in ("target_kl", "adaptive_kl"):
+        value = getattr(cfg, name)
+        require(value is None or 0 < value < math.inf, name, "a finite number above 0, or unset")
     require(len(cfg.hidden_sizes) >= 1 and min(cfg.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
     require(max(cfg.hidden_sizes) < 2**31, "hidden_sizes", "widths below 2**31")
     require(len(set(cfg.log)) == len(cfg.log), "log", "a list without repetitions")
@@ -257,6 +261,12 @@ def _check_together(cfg: Config) -> None:
     set_by_hand = [name for name in BELONGS if getattr(cfg, name) != FIELDS[name].default]
     if wrong := why_foreign(set_by_hand, cfg.algo):
         raise ConfigError(wrong)
+    if cfg.adaptive_kl is not None and not 1e-6 <= cfg.learning_rate <= 1e-2:
+        raise ConfigError(f"learning_rate must be in [1e-6, 1e-2] with adaptive_kl, got {cfg.learning_rate!r}")
+    if cfg.adaptive_kl is not None and cfg.anneal_lr:
+        raise ConfigError(
+            "adaptive_kl and anneal_lr both set the learning rate: --no-anneal-lr leaves it to adaptive_kl"
+        )
     if cfg.algo != "ppo" and cfg.norm_adv == "minibatch":
         raise ConfigError(
             f"norm_adv 'minibatch' belongs to PPO, and algo is {cfg.algo!r}, whose policy step takes the whole batch; "

@@ -46,6 +46,7 @@ WRONG_TYPES = [
     ("log", ("csv",), "a list of items that are one of 'tensorboard', 'wandb'"),
     ("log", "tensorboard", "a list of items that are one of 'tensorboard', 'wandb'"),
 ]
+POSITIVE = "learning_rate adam_eps clip_coef max_grad_norm clip_obs clip_reward"
 WRONG_VALUES = [
     ("num_envs", 10**9, "at most 65536"),
     *[(name, 0, "at least 1") for name in ("num_envs", "num_steps", "minibatch_size", "update_epochs")],
@@ -55,7 +56,16 @@ WRONG_VALUES = [
     ("seed", 2**64, "[0, 2**64)"),
     *[
         (name, value, "a finite number above 0")
-        for name in ("learning_rate", "adam_eps", "clip_coef", "max_grad_norm", "clip_obs", "clip_reward", "target_kl")
+        for name in (
+            "learning_rate",
+            "adam_eps",
+            "clip_coef",
+            "max_grad_norm",
+            "clip_obs",
+            "clip_reward",
+            "target_kl",
+            "adaptive_kl",
+        )
         for value in (-3e-4, 0.0, math.inf, math.nan)
     ],
     *[(name, v, "at least 0") for name in ("ent_coef", "vf_coef") for v in (-0.1, math.inf, math.nan)],

@@ -20,9 +20,10 @@ from training import ACT_DIM, FLOAT_FIELDS, OBS_DIM, Loss, TwoTimesRule, one_thr
 from ppo_fast import reference
 from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
-from ppo_fast.errors import BackendError
+from ppo_fast.errors import BackendError, ShapeError
 from ppo_fast.learners import torch_learner
 from ppo_fast.learners.ppo_step import (
+    STATS,
     LossConfig,
     Minibatch,
     Optimizer,
@@ -182,14 +183,14 @@ def test_surrogate_gradient_vanishes_exactly_where_clipping_says_so(ratio: float
 
 
 def test_gradient_reaches_every_parameter() -> None:
-    flat = training.random_parameters(MODEL, 3)
+    flat = training.training.random_parameters(MODEL, 3)
     minibatch, inv_count = masked_minibatch(training.random_rollout(MODEL, flat, 3))
     gradient, _ = eager_gradient(MODEL, LossConfig(0.2, False, True, 0.0, 0.5, 0.5, 1e-5), flat, inv_count, minibatch)
     assert all(bool((part != 0).all()) for part in by_name(gradient).values())
 
 
 def test_taking_a_gradient_changes_no_input() -> None:
-    flat = training.random_parameters(MODEL, 4)
+    flat = training.training.random_parameters(MODEL, 4)
     minibatch, inv_count = masked_minibatch(training.random_rollout(MODEL, flat, 4))
     before = [tensor.clone() for tensor in (flat, inv_count, *minibatch)]
     for gradient_of in (eager_gradient, functional_gradient):
@@ -460,6 +461,42 @@ def test_kl_above_its_target_ends_the_update_after_the_epoch_and_not_within_it()
     learner = make_learner(flat, update_epochs=4, target_kl=kl[3] * 1.01, **options)
     assert learner.update(rollout)["epochs"] == 4
     assert snapshot(learner) == after[4]
+
+
+def test_the_learning_rate_follows_the_kl_of_the_last_epoch() -> None:
+    flat = training.random_parameters(MODEL, 3)
+    options = {"adaptive_kl": 0.01, "anneal_lr": False, "learning_rate": 1e-3, "update_epochs": 3}
+    rates = []
+    for kl, expected in ((0.021, 1e-3 / 1.5), (0.0199, 1e-3), (0.0051, 1e-3), (0.0049, 1.5e-3)):
+        learner = make_learner(flat=flat, **options)
+        found = torch.zeros(3, len(STATS))
+        found[:, STATS.index("rows")] = 100.0
+        found[:2, STATS.index("approx_kl")] = 100.0 * 7.0  # earlier epochs do not count
+        found[2, STATS.index("approx_kl")] = 100.0 * kl
+        learner._epochs = lambda batch, found=found: found  # type: ignore[method-assign]
+        learner.update(training.random_rollout(MODEL, flat, 3))
+        learner.set_progress(0.9, 0.5)
+        assert learner.learning_rate == pytest.approx(0.5 * expected)
+        rates.append(learner.learning_rate)
+    assert len(set(rates)) == 3
+
+
+def test_the_adapted_rate_stays_in_its_bounds_and_goes_with_the_state() -> None:
+    flat = training.random_parameters(MODEL, 4)
+    options = {"adaptive_kl": 1e-9, "anneal_lr": False, "learning_rate": 2e-6}
+    learner = make_learner(flat=flat, **options)
+    for seed in range(4):
+        learner.update(training.random_rollout(MODEL, flat, seed))
+    assert learner.base_rate == 1e-6
+    other = make_learner(flat=flat, **options)
+    other.load(learner.state())
+    assert other.base_rate == 1e-6
+    for wrong in (torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)):
+        with pytest.raises(ShapeError, match="base_rate"):
+            other.load({**learner.state(), "base_rate": wrong})
+    up = make_learner(flat=flat, adaptive_kl=1e9, anneal_lr=False, learning_rate=9e-3)
+    up.update(training.random_rollout(MODEL, flat, 1))
+    assert up.base_rate == 1e-2
 
 
 def test_restored_state_continues_as_if_nothing_had_happened() -> None:

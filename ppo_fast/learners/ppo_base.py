@@ -22,6 +22,9 @@ from ppo_fast.models import ActorCritic
 
 Order = NDArray[np.int64]
 
+RATES = (1e-6, 1e-2)  # between which ``adaptive_kl`` moves the learning rate
+RATE_FACTOR = 1.5
+
 
 class PPOLearner(ABC):
     """PPO with Adam on the flat parameter vector; a subclass makes the steps of an epoch.
@@ -60,12 +63,12 @@ class PPOLearner(ABC):
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.adam_steps = 0
         self.epochs_done = 0
-        self.learning_rate = cfg.learning_rate
+        self.base_rate = self.learning_rate = cfg.learning_rate
 
     # --- schedules ---------------------------------------------------------------------------------------------------
     def set_progress(self, progress: float, lr_scale: float = 1.0) -> None:
-        """Set the learning rate: ``lr · lr_scale``, times ``1 − progress`` when annealed."""
-        self.learning_rate = self.cfg.learning_rate * (1.0 - progress if self.cfg.anneal_lr else 1.0) * lr_scale
+        """Set the learning rate: ``lr · lr_scale``, times ``1 − progress`` when annealed; ``adaptive_kl`` moves lr."""
+        self.learning_rate = self.base_rate * (1.0 - progress if self.cfg.anneal_lr else 1.0) * lr_scale
 
     # --- the update --------------------------------------------------------------------------------------------------
     def update(self, rollout: Rollout) -> dict[str, float]:
@@ -83,6 +86,8 @@ class PPOLearner(ABC):
         """Do the same with a batch that :meth:`stage` made."""
         stats = self._epochs(batch)
         self.epochs_done += len(stats)
+        if self.cfg.adaptive_kl is not None:
+            self.base_rate = adapted_rate(self.base_rate, mean_kl(stats[-1]), self.cfg.adaptive_kl)
         metrics = self._metrics(stats.sum(0))
         return {**metrics, "learning_rate": self.learning_rate, "epochs": float(len(stats))}
 
@@ -155,7 +160,10 @@ class PPOLearner(ABC):
         """Return Adam's moments (P,) and the counters, on the CPU; the same of every learner."""
         counters = torch.tensor([self.adam_steps, self.epochs_done], dtype=torch.int64)
         moments = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
-        return {**{name: moment.cpu().clone() for name, moment in moments.items()}, "counters": counters}
+        rate = (
+            {} if self.cfg.adaptive_kl is None else {"base_rate": torch.tensor([self.base_rate], dtype=torch.float64)}
+        )
+        return {**{name: moment.cpu().clone() for name, moment in moments.items()}, "counters": counters, **rate}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`state` returned.
@@ -176,6 +184,11 @@ class PPOLearner(ABC):
             raise ShapeError("counters must be (2,) int64 in [0, 2**53)")
         if bool((state["exp_avg_sq"] < 0).any()):
             raise ShapeError("exp_avg_sq must not be negative")
+        if self.cfg.adaptive_kl is not None:
+            rate = state["base_rate"]
+            if rate.shape != (1,) or rate.dtype != torch.float64 or not RATES[0] <= float(rate) <= RATES[1]:
+                raise ShapeError(f"base_rate must be (1,) float64 in [{RATES[0]}, {RATES[1]}]")
+            self.base_rate = float(rate)
         self.exp_avg.copy_(state["exp_avg"])
         self.exp_avg_sq.copy_(state["exp_avg_sq"])
         self.adam_steps, self.epochs_done = counters.tolist()
@@ -183,3 +196,24 @@ class PPOLearner(ABC):
     def is_finite(self) -> bool:
         """Return whether every parameter and every moment of Adam is finite; waits for the device."""
         return bool(torch.stack([array.sum() for array in (self.flat, self.exp_avg, self.exp_avg_sq)]).isfinite().all())
+
+
+def mean_kl(stats: Tensor) -> float:
+    """Return the mean KL over the valid rows of one pass, from the sums ``STATS``."""
+    sums = dict(zip(STATS, stats.tolist(), strict=True))
+    return float(sums["approx_kl"] / max(sums["rows"], 1.0))
+
+
+def adapted_rate(rate: float, kl: float, target: float) -> float:
+    """Return the learning rate of the next update, given the mean KL of this one's last epoch.
+
+        lr / 1.5 where KL > 2 target,   1.5 lr where KL < target / 2,   within [1e-6, 1e-2]
+
+    Source: the rule of the adaptive penalty of Schulman et al., arXiv:1707.06347, §4, applied to the learning rate, as
+    rl_games and rsl_rl do.
+    """
+    if kl > 2.0 * target:
+        rate /= RATE_FACTOR
+    elif kl < 0.5 * target:
+        rate *= RATE_FACTOR
+    return min(max(rate, RATES[0]), RATES[1])

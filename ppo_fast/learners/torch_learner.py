@@ -14,7 +14,7 @@ from ppo_fast import kernels
 from ppo_fast.batch import Float32, aligned_zeros
 from ppo_fast.config import Config
 from ppo_fast.errors import BackendError
-from ppo_fast.learners.ppo_base import Order, PPOLearner
+from ppo_fast.learners.ppo_base import Order, PPOLearner, mean_kl
 from ppo_fast.learners.ppo_step import ADAM_BETAS, STATS, Minibatch, Optimizer, minibatch_step
 from ppo_fast.models import ActorCritic
 
@@ -132,9 +132,3 @@ class TorchLearner(PPOLearner):
         b = self.cfg.batch_size
         widths = {"norm_obs": (b, self.model.obs_dim), "actions": (b, self.model.act_dim)}
         return {name: aligned_zeros(*widths.get(name, (b,))) for name in Minibatch._fields}
-
-
-def mean_kl(stats: Tensor) -> float:
-    """Return the mean KL over the valid rows of one pass, from the sums ``STATS``."""
-    sums = dict(zip(STATS, stats.tolist(), strict=True))
-    return float(sums["approx_kl"] / max(sums["rows"], 1.0))

@@ -94,8 +94,9 @@ def check_numbers(s: Settings) -> None:
     require(0 < getattr(s, "backtrack_coef", 0.5) < 1, "backtrack_coef", "between 0 and 1")
     for name in ("gamma", "gae_lambda"):
         require(0 <= getattr(s, name) <= 1, name, "in [0, 1]")
-    target_kl = getattr(s, "target_kl", None)
-    require(target_kl is None or 0 < target_kl < math.inf, "target_kl", "a finite number above 0, or unset")
+    for name in ("target_kl", "adaptive_kl"):
+        value = getattr(s, name, None)
+        require(value is None or 0 < value < math.inf, name, "a finite number above 0, or unset")
     require(math.isfinite(s.log_std_init), "log_std_init", "finite")
     require(len(s.hidden_sizes) >= 1 and min(s.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
     batch = s.num_envs * s.num_steps

@@ -28,6 +28,7 @@ class Settings(Common):
     ent_coef: float = 0.0
     vf_coef: float = 0.5
     target_kl: float | None = None
+    adaptive_kl: float | None = None
     shared_trunk: bool = False
 
 
@@ -36,13 +37,14 @@ class PPO(OnPolicy):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, shared_trunk=settings.shared_trunk)
+        self.rate = settings.learning_rate
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=settings.learning_rate, eps=1e-5)
 
     def improve(self, batch: dict[str, Array]) -> dict[str, float]:
         """Take update_epochs passes of gradient steps over shuffled minibatches of the rows that count."""
         s = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = self.annealed(s.learning_rate)
+            group["lr"] = self.annealed(self.rate)
         rows, kl = self.rows(batch), 0.0
         for _ in range(s.update_epochs):
             weighted, count = 0.0, 0
@@ -53,7 +55,15 @@ class PPO(OnPolicy):
             kl = weighted / max(count, 1)
             if s.target_kl is not None and kl > s.target_kl:
                 break
+        self.adapt(kl)
         return {"approx_kl": kl}
+
+    def adapt(self, kl: float) -> None:
+        """Lower the learning rate after an update whose last pass found KL twice its target, raise it at half of it."""
+        target = self.settings.adaptive_kl
+        if target is not None:
+            factor = 1 / 1.5 if kl > 2 * target else 1.5 if kl < target / 2 else 1
+            self.rate = min(max(self.rate * factor, 1e-6), 1e-2)
 
     def minibatch(self, rows: Rows) -> float:
         """Take one gradient step; return the mean KL of these rows before it."""
