@@ -9,6 +9,7 @@ NAMES = {"ppo": "PPO", "trpo": "TRPO", "reinforce": "REINFORCE"}
 _PPO, _TRPO, _REINFORCE = ("ppo",), ("trpo",), ("reinforce",)
 BELONGS: dict[str, tuple[str, ...]] = {  # an option that is not here belongs to all
     "update_epochs": _PPO,
+    "recompute_adv": _PPO,
     "clip_coef": _PPO,
     "clip_vloss": _PPO,
     "ent_coef": _PPO,

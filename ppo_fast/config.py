@@ -91,6 +91,8 @@ class Config:
     # --- PPO ---------------------------------------------------------------------------------------------------------
     update_epochs: int = 10
     """PPO: passes over the batch per update"""
+    recompute_adv: bool = False
+    """PPO: recompute advantages and returns with the current critic before every pass but the first"""
     clip_coef: float = 0.2
     """PPO: epsilon of the clipped surrogate"""
     clip_vloss: bool = False
@@ -261,12 +263,8 @@ def _check_together(cfg: Config) -> None:
     set_by_hand = [name for name in BELONGS if getattr(cfg, name) != FIELDS[name].default]
     if wrong := why_foreign(set_by_hand, cfg.algo):
         raise ConfigError(wrong)
-    if cfg.adaptive_kl is not None and not 1e-6 <= cfg.learning_rate <= 1e-2:
-        raise ConfigError(f"learning_rate must be in [1e-6, 1e-2] with adaptive_kl, got {cfg.learning_rate!r}")
     if cfg.adaptive_kl is not None and cfg.anneal_lr:
-        raise ConfigError(
-            "adaptive_kl and anneal_lr both set the learning rate: --no-anneal-lr leaves it to adaptive_kl"
-        )
+        raise ConfigError("adaptive_kl and anneal_lr both set the learning rate: --no-anneal-lr leaves it to the first")
     if cfg.algo != "ppo" and cfg.norm_adv == "minibatch":
         raise ConfigError(
             f"norm_adv 'minibatch' belongs to PPO, and algo is {cfg.algo!r}, whose policy step takes the whole batch; "

@@ -39,7 +39,7 @@ FLAGS = """
     --on-nan --num-steps --minibatch-size --update-epochs --learning-rate --anneal-lr --no-anneal-lr --adam-eps
     --gamma --gae-lambda --norm-adv --clip-coef --clip-vloss --no-clip-vloss --ent-coef --vf-coef
     --critic-epochs --delta --cg-steps --cg-damping --backtrack-steps --backtrack-coef --policy-lr --policy-weight
-    --max-grad-norm --target-kl --adaptive-kl
+    --max-grad-norm --target-kl --adaptive-kl --recompute-adv --no-recompute-adv
     --hidden-sizes --shared-trunk --no-shared-trunk --activation --log-std-init
     --norm-obs --no-norm-obs --clip-obs --norm-reward --no-norm-reward --clip-reward
     --eval-every --eval-episodes --checkpoint-every --keep-checkpoints --log --quiet --no-quiet

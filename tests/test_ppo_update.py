@@ -473,7 +473,7 @@ def test_the_learning_rate_follows_the_kl_of_the_last_epoch() -> None:
         found[:, STATS.index("rows")] = 100.0
         found[:2, STATS.index("approx_kl")] = 100.0 * 7.0  # earlier epochs do not count
         found[2, STATS.index("approx_kl")] = 100.0 * kl
-        learner._epochs = lambda batch, found=found: found  # type: ignore[method-assign]
+        learner._epochs = lambda batch, passes, found=found: found  # type: ignore[method-assign]
         learner.update(training.random_rollout(MODEL, flat, 3))
         learner.set_progress(0.9, 0.5)
         assert learner.learning_rate == pytest.approx(0.5 * expected)
@@ -491,12 +491,75 @@ def test_the_adapted_rate_stays_in_its_bounds_and_goes_with_the_state() -> None:
     other = make_learner(flat=flat, **options)
     other.load(learner.state())
     assert other.base_rate == 1e-6
-    for wrong in (torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)):
+    double = {"dtype": torch.float64}
+    for wrong in (torch.tensor([1.0]), torch.tensor([math.nan], **double), torch.zeros(1, **double)):
         with pytest.raises(ShapeError, match="base_rate"):
             other.load({**learner.state(), "base_rate": wrong})
     up = make_learner(flat=flat, adaptive_kl=1e9, anneal_lr=False, learning_rate=9e-3)
     up.update(training.random_rollout(MODEL, flat, 1))
     assert up.base_rate == 1e-2
+
+
+def batches_learned_from(
+    monkeypatch: pytest.MonkeyPatch, learner: TorchLearner, rollout: Rollout
+) -> list[dict[str, Any]]:
+    """Update, and return the advantages and returns that each pass learned from."""
+    seen: list[dict[str, Any]] = []
+    real = learner._epochs
+
+    def watched(batch: dict[str, Any], passes: int) -> Tensor:
+        seen.extend({name: batch[name].copy() for name in ("advantages", "returns")} for _ in range(passes))
+        return real(batch, passes)
+
+    monkeypatch.setattr(learner, "_epochs", watched)
+    learner.update(rollout)
+    return seen
+
+
+@pytest.mark.parametrize("norm_adv", ["none", "batch", "minibatch"])
+def test_advantages_are_recomputed_with_the_critic_of_the_moment(
+    monkeypatch: pytest.MonkeyPatch, norm_adv: str
+) -> None:
+    flat, keep = training.random_parameters(MODEL, 5), None
+    rollout = training.random_rollout(MODEL, flat, 5)
+    rng = np.random.default_rng(5)
+    rollout.scaled_rewards[:] = rng.normal(size=rollout.valid.shape)
+    rollout.done[:] = rng.random(rollout.valid.shape) < 0.1
+    rollout.terminated[:] = rollout.done & (rng.random(rollout.valid.shape) < 0.5)
+    keep = rollout.valid.reshape(-1)
+    options = {"norm_adv": norm_adv, "learning_rate": 0.01, "minibatch_size": 64, "gamma": 0.9, "gae_lambda": 0.8}
+    learner = make_learner(flat, recompute_adv=True, update_epochs=3, **options)
+    passes = batches_learned_from(monkeypatch, learner, rollout)
+    assert len(passes) == 3
+    for number in (1, 2):  # the critic after so many passes, found by a learner that stops there
+        before = make_learner(flat, recompute_adv=True, update_epochs=number, **options)
+        before.update(rollout)
+        net = training.reference_net(MODEL, before.flat, torch.float64)
+        with torch.no_grad():
+            values = net(torch.from_numpy(rollout.norm_obs.astype(float)).reshape(-1, OBS_DIM))[1].numpy()
+        values = values.reshape(rollout.values_all.shape)
+        advantages, returns = reference.gae_from_definition(
+            rollout.scaled_rewards, values[:-1], values[1:], rollout.terminated, rollout.done, gamma=0.9, gae_lambda=0.8
+        )
+        expected = advantages.reshape(-1)[keep]
+        if norm_adv == "batch":
+            expected = (expected - expected.mean()) / expected.std()
+        np.testing.assert_allclose(passes[number]["advantages"][keep], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(passes[number]["returns"][keep], returns.reshape(-1)[keep], rtol=1e-4, atol=1e-5)
+        assert np.abs(passes[number]["returns"][keep] - passes[number - 1]["returns"][keep]).max() > 0.01
+        assert not passes[number]["returns"][~keep].any()
+
+
+def test_recomputing_leaves_a_single_pass_as_it_was_and_the_kl_rule_in_force() -> None:
+    flat = training.random_parameters(MODEL, 6)
+    rollout = training.random_rollout(MODEL, flat, 6)
+    plain, again = (make_learner(flat, recompute_adv=recompute, minibatch_size=64) for recompute in (False, True))
+    assert plain.update(rollout) == again.update(rollout)
+    assert snapshot(plain) == snapshot(again)
+    options = {"recompute_adv": True, "update_epochs": 5, "minibatch_size": 32, "learning_rate": 3e-3}
+    kl = make_learner(flat, **{**options, "update_epochs": 1}).update(rollout)["approx_kl"]
+    assert make_learner(flat, target_kl=kl / 2, **options).update(rollout)["epochs"] == 1
+    assert make_learner(flat, target_kl=100.0, **options).update(rollout)["epochs"] == 5
 
 
 def test_restored_state_continues_as_if_nothing_had_happened() -> None:

@@ -84,10 +84,10 @@ class NativeLearner(PPOLearner):
         """Pack the parameters into the core; they live there until :meth:`_end`."""
         self.core.load(self.flat.numpy(), self.exp_avg.numpy(), self.exp_avg_sq.numpy(), self.adam_steps)
 
-    def _epochs(self, batch: dict[str, Float32]) -> Tensor:
-        cfg, stats = self.cfg, np.zeros((self.cfg.update_epochs, len(STATS)))
+    def _epochs(self, batch: dict[str, Float32], passes: int) -> Tensor:
+        cfg, stats = self.cfg, np.zeros((passes, len(STATS)))
         self._begin()
-        passes = self.core.update(
+        made = self.core.update(
             *[batch[name] for name in Minibatch._fields],
             minibatch=cfg.minibatch_size,
             seed=cfg.seed,
@@ -97,7 +97,7 @@ class NativeLearner(PPOLearner):
             stats=stats,
         )
         self._end()
-        return torch.from_numpy(stats[:passes])
+        return torch.from_numpy(stats[:made])
 
     def _end(self) -> None:
         self.core.save(self.flat.numpy(), self.exp_avg.numpy(), self.exp_avg_sq.numpy())

@@ -5,7 +5,9 @@ Axes: T steps · N envs · B = T·N rows · D observation · A action · P param
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppo_fast.batch import Float32, Rollout
+from ppo_fast import kernels
+from ppo_fast.batch import Bool, Float32, Rollout
 from ppo_fast.config import Config
 from ppo_fast.errors import ShapeError
 from ppo_fast.kernels._checks import BOOL, FLOAT32, check_array
@@ -80,20 +83,56 @@ class PPOLearner(ABC):
             ShapeError: an array of the rollout is not as ``cfg`` and the model say, or an action of a valid row is no
                 index of a categorical policy.
         """
-        return self.learn(self.stage(rollout))
+        batch = self.stage(rollout)
+        if not self.cfg.recompute_adv:
+            return self.learn(batch)
+        stats: list[Tensor] = []
+        while len(stats) < self.cfg.update_epochs and not self._stops(stats[-1:]):
+            if stats:
+                batch |= self._judged_again(rollout)
+            stats.append(self._epochs(batch, 1)[0])
+            self.epochs_done += 1
+        return self._learned(torch.stack(stats))
 
     def learn(self, batch: dict[str, Float32]) -> dict[str, float]:
-        """Do the same with a batch that :meth:`stage` made."""
-        stats = self._epochs(batch)
+        """Do the same with a batch that :meth:`stage` made, and the advantages and returns in it."""
+        stats = self._epochs(batch, self.cfg.update_epochs)
         self.epochs_done += len(stats)
+        return self._learned(stats)
+
+    def _stops(self, stats: Sequence[Tensor]) -> bool:
+        """Return whether the KL rule ends an update after a pass with these sums."""
+        target = self.cfg.target_kl
+        return target is not None and any(mean_kl(each) > target for each in stats)
+
+    def _judged_again(self, rollout: Rollout) -> dict[str, Float32]:
+        """Return advantages and returns as today's critic sees the rollout; the policy's old probabilities stay.
+
+        Source: Andrychowicz et al., arXiv:2006.05990, §3.5.
+        """
+        steps, envs = rollout.valid.shape
+        rows = torch.from_numpy(rollout.norm_obs.reshape((steps + 1) * envs, -1)).to(self.device)
+        with torch.no_grad():
+            values = self.model.value(self.model.params(self.flat), rows).cpu().numpy().reshape(steps + 1, envs)
+        advantages, returns = kernels.gae(
+            rollout.scaled_rewards, values[:-1], values[1:], rollout.terminated, rollout.done,
+            gamma=self.cfg.gamma, gae_lambda=self.cfg.gae_lambda,
+        )  # fmt: skip
+        valid = rollout.valid
+        return {
+            "advantages": self._normed(np.where(valid, advantages, np.float32(0)).reshape(-1), valid.reshape(-1)),
+            "returns": np.where(valid, returns, np.float32(0)).reshape(-1),
+        }
+
+    def _learned(self, stats: Tensor) -> dict[str, float]:
         if self.cfg.adaptive_kl is not None:
             self.base_rate = adapted_rate(self.base_rate, mean_kl(stats[-1]), self.cfg.adaptive_kl)
         metrics = self._metrics(stats.sum(0))
         return {**metrics, "learning_rate": self.learning_rate, "epochs": float(len(stats))}
 
     @abstractmethod
-    def _epochs(self, batch: dict[str, Float32]) -> Tensor:
-        """Step through the batch in minibatches of M rows, ``update_epochs`` times or until the KL rule says stop.
+    def _epochs(self, batch: dict[str, Float32], passes: int) -> Tensor:
+        """Step through the batch in minibatches of M rows, ``passes`` times or until the KL rule says stop.
 
         Pass e takes the rows in the order ``permutation(B, seed, stream=epochs_done + e)``.
 
@@ -117,20 +156,23 @@ class PPOLearner(ABC):
             flat = rows(array)
             return np.where(valid if flat.ndim == 1 else valid[:, None], flat, np.float32(0))
 
-        advantages = masked(rollout.advantages)
-        if self.cfg.norm_adv == "batch":
-            chosen = advantages[valid].astype(np.float64)
-            normed = (advantages - chosen.mean()) / (chosen.std() + ADV_EPS) if chosen.size else advantages
-            advantages = np.where(valid, normed, 0.0).astype(np.float32)
         return {
             "norm_obs": rows(rollout.norm_obs[:-1]),
             "actions": masked(rollout.actions),
             "log_probs": masked(rollout.log_probs),
-            "advantages": advantages,
+            "advantages": self._normed(masked(rollout.advantages), valid),
             "returns": masked(rollout.returns),
             "values": rows(rollout.values),
             "valid": valid.astype(np.float32),
         }
+
+    def _normed(self, advantages: Float32, valid: Bool) -> Float32:
+        """Return advantages (B,), normalised over the valid rows of the batch if that is asked for."""
+        chosen = advantages[valid].astype(np.float64)
+        if self.cfg.norm_adv != "batch" or not chosen.size:
+            return advantages
+        normed = (advantages - chosen.mean()) / (chosen.std() + ADV_EPS)
+        return np.where(valid, normed, 0.0).astype(np.float32)
 
     def _check(self, rollout: Rollout) -> None:
         steps, envs = self.cfg.num_steps, self.cfg.num_envs
@@ -186,8 +228,8 @@ class PPOLearner(ABC):
             raise ShapeError("exp_avg_sq must not be negative")
         if self.cfg.adaptive_kl is not None:
             rate = state["base_rate"]
-            if rate.shape != (1,) or rate.dtype != torch.float64 or not RATES[0] <= float(rate) <= RATES[1]:
-                raise ShapeError(f"base_rate must be (1,) float64 in [{RATES[0]}, {RATES[1]}]")
+            if rate.shape != (1,) or rate.dtype != torch.float64 or not 0 < float(rate) < math.inf:
+                raise ShapeError("base_rate must be (1,) float64, finite and above 0")
             self.base_rate = float(rate)
         self.exp_avg.copy_(state["exp_avg"])
         self.exp_avg_sq.copy_(state["exp_avg_sq"])

@@ -14,7 +14,7 @@ from ppo_fast import kernels
 from ppo_fast.batch import Float32, aligned_zeros
 from ppo_fast.config import Config
 from ppo_fast.errors import BackendError
-from ppo_fast.learners.ppo_base import Order, PPOLearner, mean_kl
+from ppo_fast.learners.ppo_base import Order, PPOLearner
 from ppo_fast.learners.ppo_step import ADAM_BETAS, STATS, Minibatch, Optimizer, minibatch_step
 from ppo_fast.models import ActorCritic
 
@@ -52,16 +52,14 @@ class TorchLearner(PPOLearner):
         self._choose_mode()
 
     # --- the update --------------------------------------------------------------------------------------------------
-    def _epochs(self, batch: dict[str, Float32]) -> Tensor:
+    def _epochs(self, batch: dict[str, Float32], passes: int) -> Tensor:
         """Run the passes; waits for the device after each only with ``target_kl``."""
         stats: list[Tensor] = []
-        while len(stats) < self.cfg.update_epochs:
+        while len(stats) < passes and not self._stops(stats[-1:]):
             stream = self.epochs_done + len(stats)
             stats.append(
                 self._epoch(batch, kernels.permutation(self.cfg.batch_size, seed=self.cfg.seed, stream=stream))
             )
-            if self.cfg.target_kl is not None and mean_kl(stats[-1]) > self.cfg.target_kl:
-                break
         return torch.stack(stats)
 
     def _epoch(self, batch: dict[str, Float32], order: Order) -> Tensor:

@@ -171,10 +171,14 @@ class OnPolicy(ABC):
         return scaled.astype(np.float32)
 
     def judge(self, batch: dict[str, Array]) -> None:
-        """Add advantages and value targets."""
+        """Scale the rewards, then add advantages and value targets."""
+        batch["scaled_rewards"] = self.scale_rewards(batch)
+        self.estimate(batch)
+
+    def estimate(self, batch: dict[str, Array]) -> None:
+        """Add advantages and value targets, given values and scaled rewards."""
         s = self.settings
         values, next_values = batch["values"][:-1], batch["values"][1:]
-        batch["scaled_rewards"] = self.scale_rewards(batch)
         batch["advantages"], batch["returns"] = gae(
             batch["scaled_rewards"], values, next_values, batch["terminated"], batch["done"],
             gamma=s.gamma, gae_lambda=s.gae_lambda,

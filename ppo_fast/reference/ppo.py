@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ class Settings(Common):
     """Options of PPO; names and meanings are those of ``ppo_fast.train``."""
 
     update_epochs: int = 10
+    recompute_adv: bool = False
     clip_coef: float = 0.2
     ent_coef: float = 0.0
     vf_coef: float = 0.5
@@ -46,7 +48,9 @@ class PPO(OnPolicy):
         for group in self.optimizer.param_groups:
             group["lr"] = self.annealed(self.rate)
         rows, kl = self.rows(batch), 0.0
-        for _ in range(s.update_epochs):
+        for epoch in range(s.update_epochs):
+            if s.recompute_adv and epoch > 0:
+                rows |= self.judge_again(batch)
             weighted, count = 0.0, 0
             for chosen in self.minibatches(rows):
                 size = len(chosen["valid"])
@@ -57,6 +61,16 @@ class PPO(OnPolicy):
                 break
         self.adapt(kl)
         return {"approx_kl": kl}
+
+    @torch.no_grad()
+    def judge_again(self, batch: dict[str, Array]) -> Rows:
+        """Return advantages and value targets as the critic sees them by now, as B rows."""
+        last = self.obs_normalizer(self.obs)[None]  # the statistics have not moved since the rollout
+        norm_obs = np.concatenate([batch["norm_obs"], last])
+        values = self.net(torch.from_numpy(norm_obs))[1].numpy()
+        again = {**batch, "values": values}
+        self.estimate(again)
+        return {key: value for key, value in self.rows(again).items() if key in ("advantages", "returns")}
 
     def adapt(self, kl: float) -> None:
         """Lower the learning rate after an update whose last pass found KL twice its target, raise it at half of it."""
