@@ -144,7 +144,8 @@ def banner(trainer: Trainer) -> str:
     lines = {
         "ppo_fast": f"{versions['ppo_fast']}, torch {versions['torch']}, envpool {versions['envpool']}, "
         f"gymnasium {versions['gymnasium']}, mujoco {versions['mujoco']}",
-        "task": f"{NAMES[cfg.algo]} on {cfg.env}, preset {cfg.preset}, seed {cfg.seed}, {cfg.total_timesteps:,} steps",
+        "algorithm": NAMES[cfg.algo],
+        "task": f"{cfg.env}, preset {cfg.preset}, seed {cfg.seed}, {cfg.total_timesteps:,} steps",
         "environments": f"{cfg.num_envs} on {info['env_backend']['name']} ({info['env_backend']['reason']}), "
         f"{info['env_backend']['mode']}, "
         f"observation {trainer.spec.obs_dim}, "

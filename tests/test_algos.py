@@ -160,7 +160,7 @@ def test_the_reference_refuses_options_of_another_algorithm(
 def test_a_command_says_what_runs_and_goes_on_with_it(command: Any, tmp_path: Path, algo: str) -> None:
     done = command("--algo", algo, "--env", "InvertedPendulum-v5", *TINY.split(), "--run-dir", "r")
     assert done.code == 0, done.err
-    assert f"{algos.NAMES[algo]} on InvertedPendulum-v5" in done.out
+    assert f"algorithm:    {algos.NAMES[algo]}\n" in done.out
     assert "20 epochs x 2 minibatches of 64 of the critic, 1 step of the policy" in done.out
     assert "the policy's step on torch" in done.out
     config_json = json.loads((tmp_path / "r" / "config.json").read_text())
@@ -171,7 +171,7 @@ def test_a_command_says_what_runs_and_goes_on_with_it(command: Any, tmp_path: Pa
     assert rows[-1]["value_loss"] > 0
     done = command("--run-dir", "r", "--resume", "auto", "--total-timesteps", "1000")  # the algorithm is remembered
     assert done.code == 0, done.err
-    assert f"{algos.NAMES[algo]} on InvertedPendulum-v5" in done.out
+    assert f"algorithm:    {algos.NAMES[algo]}\n" in done.out
     assert training.jsonl(tmp_path / "r" / "metrics.jsonl")[-1]["env_steps"] >= 1000
     policy = load_policy(tmp_path / "r")
     assert policy(np.zeros(4)).shape == (1,)

@@ -183,14 +183,14 @@ def test_surrogate_gradient_vanishes_exactly_where_clipping_says_so(ratio: float
 
 
 def test_gradient_reaches_every_parameter() -> None:
-    flat = training.training.random_parameters(MODEL, 3)
+    flat = training.random_parameters(MODEL, 3)
     minibatch, inv_count = masked_minibatch(training.random_rollout(MODEL, flat, 3))
     gradient, _ = eager_gradient(MODEL, LossConfig(0.2, False, True, 0.0, 0.5, 0.5, 1e-5), flat, inv_count, minibatch)
     assert all(bool((part != 0).all()) for part in by_name(gradient).values())
 
 
 def test_taking_a_gradient_changes_no_input() -> None:
-    flat = training.training.random_parameters(MODEL, 4)
+    flat = training.random_parameters(MODEL, 4)
     minibatch, inv_count = masked_minibatch(training.random_rollout(MODEL, flat, 4))
     before = [tensor.clone() for tensor in (flat, inv_count, *minibatch)]
     for gradient_of in (eager_gradient, functional_gradient):

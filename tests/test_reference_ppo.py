@@ -521,7 +521,7 @@ def test_reference_command_trains(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_reference_command_refuses_in_one_line(
     option: str, value: str, error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "PPO", None)  # refused before anything is built
+    monkeypatch.setitem(command.ALGOS, "ppo", (Settings, None))  # refused before anything is built
     monkeypatch.setattr("sys.argv", ["ppo_fast.reference", *SMALL, option, value])
     assert command.main() == 2
     shown = capsys.readouterr()
