@@ -55,7 +55,7 @@ def numerics(info: dict[str, Any]) -> dict[str, Any]:
 
 
 # Options without an effect on the numbers of a run, or whose effect `numerics` tells.
-_NO_EFFECT = {
+NO_EFFECT = {
     "preset", "run_dir", "resume", "env_backend", "env_threads", "vectorization", "device", "learner",
     "learner_threads", "actor", "update", "kernels", "torch_threads", "eval_every", "eval_episodes",
     "checkpoint_every", "keep_checkpoints", "on_nan", "log", "quiet",
@@ -71,7 +71,7 @@ def differences(state: dict[str, Any], now: dict[str, Any], cfg: Config) -> list
         cfg: its options.
     """
     then, old = (value if isinstance(value, dict) else {} for value in (state.get("numerics"), state.get("config")))
-    new = {name: value for name, value in cfg.to_dict().items() if name not in _NO_EFFECT}
+    new = {name: value for name, value in cfg.to_dict().items() if name not in NO_EFFECT}
     if not cfg.anneal_lr:
         new.pop("total_timesteps")
     return [

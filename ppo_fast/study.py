@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -10,8 +11,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ppo_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ppo_fast.config import Config
 
 PROG = "python -m ppo_fast.study"
 
@@ -44,6 +49,7 @@ class Job:
     name: str
     command: list[str]
     path: Path
+    total_timesteps: int
     process: subprocess.Popen[bytes] | None = None
     cpus: frozenset[int] = frozenset()
 
@@ -67,8 +73,9 @@ def _study(options: StudyOptions, extra: list[str]) -> int:
     out = Path(options.out)
     (out / "logs").mkdir(parents=True, exist_ok=True)
     everything = [job.path for job in jobs]
-    waiting = [job for job in jobs if not _finished(job.path)]
+    waiting = [job for job in jobs if not _finished(job)]
     print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished, {options.cores_per_run} cores each", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pool stops its runs first
     failed = Pool(options, everything).run(waiting)
     _write(options, everything, draw=True)
     print((out / "table.md").read_text())
@@ -97,23 +104,41 @@ def _jobs(options: StudyOptions, extra: list[str]) -> list[Job]:
     for flag in ("--env", "--seed", "--run-dir", "--resume"):
         if any(arg.partition("=")[0].replace("_", "-") == flag for arg in extra):
             raise ConfigError(f"{flag} is the study's to set, and cannot follow --")
-    for env in options.envs:
-        cfg = parse_config(["--env", env, *extra], prog=PROG, description="")
+    wanted = {env: parse_config(["--env", env, *extra], prog=PROG, description="") for env in options.envs}
+    for cfg in wanted.values():
         envs.spec(cfg.env, cfg.env_backend)
     jobs = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for env in options.envs:
             name = f"{env.replace('/', '_').replace(':', '_')}-seed{seed}"
             path = Path(options.out) / name
+            _check_same(path, dataclasses.replace(wanted[env], seed=seed))
             run = ["--env", env, "--seed", str(seed), "--run-dir", str(path), "--resume", "auto", "--quiet", *extra]
-            jobs.append(Job(name, [sys.executable, "-m", "ppo_fast.train", *run], path))
+            command = [sys.executable, "-m", "ppo_fast.train", *run]
+            jobs.append(Job(name, command, path, wanted[env].total_timesteps))
     return jobs
 
 
-def _finished(path: Path) -> bool:
+def _check_same(path: Path, cfg: Config) -> None:
+    """Raise ``ConfigError`` if there is a run of other options already."""
+    from ppo_fast.run_info import NO_EFFECT
+
+    try:
+        made = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return  # no run yet; a damaged one is the trainer's to refuse
+    for name, value in cfg.to_dict().items():
+        if name not in NO_EFFECT | {"total_timesteps"} and name in made and made[name] != value:
+            raise ConfigError(f"{path} was made with {name} {made[name]!r}, not {value!r}: take another --out")
+
+
+def _finished(job: Job) -> bool:
     from ppo_fast.scores import read_run
 
-    return (path / "config.json").exists() and read_run(path).finished
+    if not (job.path / "config.json").exists():
+        return False
+    steps = read_run(job.path).steps
+    return bool(steps.size) and bool(steps[-1] >= job.total_timesteps)
 
 
 class Pool:
@@ -166,7 +191,7 @@ class Pool:
             self.running.remove(job)
             self.free.append(job.cpus)
             code = job.process.returncode if job.process is not None else 1
-            if code or not _finished(job.path):
+            if code or not _finished(job):
                 self.failed.append(job.name)
                 print(f"FAILED   {job.name}, exit code {code}", flush=True)
                 continue

@@ -43,6 +43,11 @@ def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(tmp_path: Path
     assert "2 runs, 2 finished" in again.stdout
     assert "started" not in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    other = shell(tmp_path, *command, "--gamma", "0.5")
+    assert other.returncode == 2
+    assert "was made with gamma 0.99, not 0.5: take another --out" in other.stderr
+    longer = shell(tmp_path, *command, "--total-timesteps", "900")  # finished runs go on, if more is asked for
+    assert longer.stdout.count("finished Inv") == 2, longer.stderr
     picture = shell(tmp_path, "ppo_fast.plot", *map(str, sorted(out.glob("*-seed*"))), "--out", "p.png")
     assert picture.returncode == 0, picture.stderr
     assert "| 2 |" in picture.stdout
