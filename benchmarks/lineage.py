@@ -72,12 +72,12 @@ def train(task: str, algo: str, seed: int, extra: list[str]) -> dict[str, Any]:
 
 
 def scores(results: list[dict[str, Any]], task: str, algo: str) -> tuple[list[float], list[float], list[float]]:
-    """Return last evaluation, last training return and share of physics in the time, seed by seed."""
+    """Return last evaluation and last training return, seed by seed, and the share of physics where it was timed."""
     mine = sorted((r for r in results if (r["task"], r["algo"]) == (task, algo)), key=lambda r: int(r["seed"]))
     return (
         [float(np.mean(r["evaluations"][-1][1:])) for r in mine],
         [r["last"]["episode_return"] for r in mine],
-        [r["seconds"]["physics"] / sum(r["seconds"].values()) for r in mine],
+        [r["seconds"]["physics"] / sum(r["seconds"].values()) for r in mine if r["seconds"]],
     )
 
 
@@ -91,7 +91,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
                 std = f" ± {np.std(final, ddof=1):,.0f}" if len(final) > 1 else ""
                 out.append(
                     f"| {task} | {algo} | {np.mean(final):,.0f}{std} | {', '.join(f'{x:,.0f}' for x in final)} | "
-                    f"{np.mean(sampled):,.0f} | {np.mean(physics):.0%} |"
+                    f"{np.mean(sampled):,.0f} | {f'{np.mean(physics):.0%}' if physics else '-'} |"
                 )
     return out
 
