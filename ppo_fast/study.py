@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -62,7 +63,7 @@ def main(args: list[str] | None = None) -> int:
     cut = argv.index("--") if "--" in argv else len(argv)
 
     def study() -> int:
-        options = parse_options(StudyOptions, argv[:cut], prog=PROG, description=StudyOptions.__doc__)
+        options = parse_options(StudyOptions, argv[:cut], prog=PROG, description=inspect.getdoc(StudyOptions))
         return _study(options, argv[cut + 1 :])
 
     return run_command(study, prog="ppo_fast.study")
@@ -74,7 +75,10 @@ def _study(options: StudyOptions, extra: list[str]) -> int:
     (out / "logs").mkdir(parents=True, exist_ok=True)
     everything = [job.path for job in jobs]
     waiting = [job for job in jobs if not _finished(job)]
-    print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished, {options.cores_per_run} cores each", flush=True)
+    print(
+        f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished, on {options.cores_per_run} of the cores each",
+        flush=True,
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pool stops its runs first
     failed = Pool(options, everything).run(waiting)
     _write(options, everything, draw=True)
