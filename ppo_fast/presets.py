@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 # What the others have in place of PPO's update. They normalise advantages over the batch that their policy step takes.
 # TRPO: damping, delta (0.04 on HalfCheetah, 0.01 elsewhere), and the critic's 20 epochs at 1e-3, are rl-zoo3's. On seed
 # 1, 300k steps, one run each, delta 0.04 against 0.01 had 5.3k against 4.3k on HalfCheetah and 1.4k against 1.3k on
-# Ant; with 0.04 on Hopper, 1M steps, two seeds ended at 1.0k and 0.7k, where 0.01 had had 3.3k after 300k (seed 1).
+# Ant; on Hopper, 1M steps, 0.04 ended at 1.0k and 0.7k (two seeds), 0.01 at 3.3k, 3.6k and 0.9k (three).
 # REINFORCE: 3e-3 for the policy against 1e-2, HalfCheetah, seed 1, 300k steps: 3.6k against 2.8k (one run each).
 OTHERS: dict[str, dict[str, dict[str, Any]]] = {
     "trpo": {"*": {"norm_adv": "batch", "learning_rate": 1e-3}, "HalfCheetah-v5": {"delta": 0.04}},
