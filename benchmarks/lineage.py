@@ -16,9 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +23,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ppo_fast.files import write_atomic
 from ppo_fast.reference import losses, reinforce
+
+from ._runs import keep
 
 TASKS = ("Hopper-v5", "HalfCheetah-v5", "Ant-v5", "Humanoid-v5")
 ALGOS: dict[str, list[str]] = {
@@ -41,34 +39,13 @@ SEEDS = (11, 12, 13)  # no preset was chosen on them
 STEPS, EVAL_EVERY = 1_000_000, 100_000
 
 
-def train(task: str, algo: str, seed: int, extra: list[str]) -> dict[str, Any]:
-    """Make one run and return what is kept of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        options = {
-            "env": task, "preset": "sample", "seed": seed, "total-timesteps": STEPS, "eval-every": EVAL_EVERY,
-            "eval-episodes": 10, "checkpoint-every": 0, "run-dir": run,
-        }  # fmt: skip
-        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        command = [sys.executable, "-m", "ppo_fast.train", *ALGOS[algo], *flags, *extra, "--quiet", "--log"]
-        subprocess.run(command, check=True)
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
-        info = json.loads((run / "run_info.json").read_text())
-        config = json.loads((run / "config.json").read_text())
-        phases = {name for row in rows for name in row if name.startswith("time/")}
-        return {
-            "task": task,
-            "algo": algo,
-            "seed": seed,
-            "wall_s": rows[-1]["wall_s"],
-            "seconds": {name.removeprefix("time/"): sum(row.get(name, 0.0) for row in rows) for name in sorted(phases)},
-            "evaluations": [[e["env_steps"], *map(float, e["returns"])] for e in evaluations],
-            "curve": [[row["env_steps"], row["episode_return"]] for row in rows[:: max(1, len(rows) // 100)]],
-            "last": {k: v for k, v in rows[-1].items() if not k.startswith("time/")},
-            "config": {**config, "run_dir": ""},
-            "ran": {name: info[name] for name in ("actor", "learner", "update", "versions", "machine")},
-        }
+def train(path: Path, task: str, algo: str, seed: int, extra: list[str]) -> None:
+    """Make one run, unless it has been made."""
+    options = {
+        "env": task, "preset": "sample", "seed": seed, "total-timesteps": STEPS, "eval-every": EVAL_EVERY,
+        "eval-episodes": 10, "checkpoint-every": 0,
+    }  # fmt: skip
+    keep(path, ["ppo_fast.train"], options, [*ALGOS[algo], *extra], task=task, algo=algo, seed=seed)
 
 
 def scores(results: list[dict[str, Any]], task: str, algo: str) -> tuple[list[float], list[float], list[float]]:
@@ -217,8 +194,7 @@ def main() -> None:
     wanted = [(task, algo, seed) for seed in args.seeds for task in args.tasks for algo in args.algos]
     for task, algo, seed in wanted if not (args.table or args.draw) else []:
         path = args.out / f"{task}_{algo.replace(', ', '_').replace(' ', '_')}_seed{seed}.json"
-        if not path.exists():
-            write_atomic(path, (json.dumps(train(task, algo, seed, extra)) + "\n").encode())
+        train(path, task, algo, seed, extra)
     results = [json.loads(path.read_text()) for path in sorted(args.out.glob("*_seed*.json"))]
     if args.draw:
         draw(results, args.draw)

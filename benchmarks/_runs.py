@@ -1,0 +1,50 @@
+"""A training run as a child process, and what is kept of it: one small JSON file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppo_fast.files import write_atomic
+
+
+def keep(path: Path, module: Sequence[str], options: Mapping[str, Any], flags: Sequence[str], **about: Any) -> None:
+    """Make a run unless ``path`` tells of it already, and write what is kept of it.
+
+    Args:
+        path: the file to write.
+        module: what follows ``python -m``.
+        options: of the run; it gets a directory of its own, which is not kept.
+        flags: more of them, as on the command line.
+        about: what else the file says.
+    """
+    if path.exists():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        command = [sys.executable, "-m", *module, *given, "--run-dir", str(run), *flags, "--quiet", "--log"]
+        subprocess.run(command, check=True)
+        write_atomic(path, (json.dumps({**about, **_read(run)}) + "\n").encode())
+
+
+def _read(run: Path) -> dict[str, Any]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    info = json.loads((run / "run_info.json").read_text())
+    config = json.loads((run / "config.json").read_text())
+    phases = {name for row in rows for name in row if name.startswith("time/")}
+    return {
+        "wall_s": rows[-1]["wall_s"],
+        "seconds": {name.removeprefix("time/"): sum(row.get(name, 0.0) for row in rows) for name in sorted(phases)},
+        "evaluations": [[e["env_steps"], *map(float, e["returns"])] for e in evaluations],
+        "curve": [[row["env_steps"], row["episode_return"]] for row in rows[:: max(1, len(rows) // 100)]],
+        "last": {k: v for k, v in rows[-1].items() if not k.startswith("time/")},
+        "config": {**config, "run_dir": ""},
+        "ran": {name: info[name] for name in ("actor", "learner", "update", "versions", "machine")},
+    }
