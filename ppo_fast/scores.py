@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], float]
 
 LAST_SHARE = 0.1  # of the evaluations make the final score
+ON_GYMNASIUM = "gymnasium.json"  # in a run's directory
 WINDOW = 3  # evaluations whose mean must pass a mark
 
 # Marks to time, and the one that separates the good runs from the bad ones where a task has two kinds.
@@ -49,6 +50,7 @@ class RunScores:
     wall_s: Floats  # (E,) seconds of training, evaluation excluded
     means: Floats  # (E,) mean return over the episodes of the evaluation, mean actions
     sampled: float  # mean return of the last training episodes, sampled actions
+    gymnasium: float  # mean return of the final policy on Gymnasium's environments; NaN if it was not taken there
 
     @property
     def finished(self) -> bool:
@@ -80,6 +82,7 @@ def read_run(path: Path) -> RunScores:
         rows = read_jsonl(path / "evaluations.jsonl")
         last = read_jsonl(path / "metrics.jsonl")[-1:]
         sampled = last[0]["episode_return"] if last else None
+        other = path / ON_GYMNASIUM
         return RunScores(
             path, config["env"], config.get("algo", "ppo"), config["preset"], config["seed"],
             config["total_timesteps"],
@@ -87,6 +90,7 @@ def read_run(path: Path) -> RunScores:
             np.array([row["wall_s"] for row in rows], np.float64),
             np.array([np.mean(row["returns"]) for row in rows], np.float64),
             math.nan if sampled is None else float(sampled),
+            float(np.mean(json.loads(other.read_bytes())["returns"])) if other.exists() else math.nan,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise ConfigError(f"{path} is not the directory of a run: {err}") from None
@@ -136,13 +140,19 @@ class TaskScores:
     def until(self, steps: float) -> TaskScores:
         """Return the same runs as they stood when they had taken ``steps``, up to 1 % more."""
         cut = [
-            replace(run, **{name: getattr(run, name)[run.steps <= 1.01 * steps] for name in _CURVE}, sampled=math.nan)
+            replace(
+                run,
+                **{name: getattr(run, name)[run.steps <= 1.01 * steps] for name in _CURVE},
+                sampled=math.nan,
+                gymnasium=math.nan,
+            )
             for run in self.runs
         ]
         return TaskScores([run for run in cut if run.means.size])
 
 
 _CURVE = ("steps", "wall_s", "means")
+_AT_THE_END = ("sampled", "gymnasium")  # what is known of the end of a run only
 
 
 def by_task(runs: Sequence[RunScores]) -> dict[tuple[str, str, str], TaskScores]:
@@ -162,8 +172,9 @@ def table(runs: Sequence[RunScores], at: Sequence[int] = ()) -> list[str]:
         at: further lines say how the same runs stood after so many steps, where they went beyond.
     """
     lines = [
-        "| task | algorithm, preset | steps | seeds | mean ± std | IQM, 95 % | worst | sampled actions | marks |",
-        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+        "| task | algorithm, preset | steps | seeds | mean ± std | IQM, 95 % | worst | sampled actions "
+        "| on Gymnasium | marks |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for (env, algo, preset), task in by_task(runs).items():
         end = min(float(run.steps[-1]) for run in task.runs)
@@ -180,7 +191,11 @@ def _cells(env: str, task: TaskScores) -> str:
     if unfinished := sum(not run.finished for run in task.runs if not math.isnan(run.sampled)):
         steps += f", {unfinished} unfinished"
     std = f" ± {finals.std(ddof=1):,.{digits}f}" if finals.size > 1 else ""
-    sampled = [run.sampled for run in task.runs if not math.isnan(run.sampled)]
+
+    def mean(name: str) -> str:
+        known = [value for run in task.runs if not math.isnan(value := getattr(run, name))]
+        return f"{np.mean(known):,.{digits}f}" if known else "-"
+
     return " | ".join(
         (
             steps,
@@ -188,7 +203,8 @@ def _cells(env: str, task: TaskScores) -> str:
             f"{finals.mean():,.{digits}f}{std}",
             f"{iqm(finals):,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})",
             f"{finals.min():,.{digits}f}",
-            f"{np.mean(sampled):,.{digits}f}" if sampled else "-",
+            mean("sampled"),
+            mean("gymnasium"),
             _marks(env, task),
         )
     )
@@ -212,7 +228,7 @@ def to_json(runs: Sequence[RunScores]) -> list[dict[str, Any]]:
         {
             **{name: getattr(run, name) for name in ("env", "algo", "preset", "seed", "total_timesteps", "finished")},
             "final": run.final if run.means.size else None,
-            "sampled": None if math.isnan(run.sampled) else run.sampled,
+            **{name: None if math.isnan(value := getattr(run, name)) else value for name in _AT_THE_END},
             **{name: getattr(run, name).round(3).tolist() for name in _CURVE},
         }
         for run in runs

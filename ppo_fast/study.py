@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppo_fast.errors import ConfigError
+from ppo_fast.errors import ConfigError, EnvError
 
 if TYPE_CHECKING:
     from ppo_fast.config import Config
 
 PROG = "python -m ppo_fast.study"
+
+# How often runs are evaluated: the return between two evaluations may move, and evaluating Ant costs 20,000 steps.
+EVAL_EVERY, LONG, EVAL_EVERY_LONG = 50_000, 3_000_000, 250_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,10 @@ class StudyOptions:
     """the first of them"""
     cores_per_run: int = 1
     """cores that a run is pinned to; all of them to time runs, 1 to make many"""
+    eval_every: int = 0
+    """environment steps between evaluations; 0: 50,000, and 250,000 for runs of more than 3M steps"""
+    gymnasium_episodes: int = 20
+    """the final policy is also evaluated on Gymnasium's own environments, over so many episodes; 0: it is not"""
     at: tuple[int, ...] = (1_000_000,)
     """the table also says how runs that went beyond stood after so many steps"""
 
@@ -50,7 +57,7 @@ class Job:
     name: str
     command: list[str]
     path: Path
-    total_timesteps: int
+    cfg: Config
     process: subprocess.Popen[bytes] | None = None
     cpus: frozenset[int] = frozenset()
 
@@ -80,6 +87,9 @@ def _study(options: StudyOptions, extra: list[str]) -> int:
         flush=True,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pool stops its runs first
+    for job in jobs:
+        if job not in waiting:
+            _on_gymnasium(options, job)
     failed = Pool(options, everything).run(waiting)
     _write(options, everything, draw=True)
     print((out / "table.md").read_text())
@@ -98,19 +108,21 @@ def _jobs(options: StudyOptions, extra: list[str]) -> list[Job]:
     from ppo_fast.cli import parse_config
     from ppo_fast.cpus import num_cpus
 
-    for name, least in (("seeds", 1), ("first_seed", 0)):
+    for name, least in (("seeds", 1), ("first_seed", 0), ("eval_every", 0), ("gymnasium_episodes", 0)):
         if getattr(options, name) < least:
             raise ConfigError(f"{name} must be at least {least}, got {getattr(options, name)}")
     if not 1 <= options.cores_per_run <= num_cpus():
         raise ConfigError(f"cores_per_run must be from 1 to {num_cpus()}, got {options.cores_per_run}")
     if not options.envs:
         raise ConfigError("envs must name at least one environment")
-    for flag in ("--env", "--seed", "--run-dir", "--resume"):
+    for flag in ("--env", "--seed", "--run-dir", "--resume", "--eval-every"):
         if any(arg.partition("=")[0].replace("_", "-") == flag for arg in extra):
             raise ConfigError(f"{flag} is the study's to set, and cannot follow --")
     wanted = {env: parse_config(["--env", env, *extra], prog=PROG, description="") for env in options.envs}
-    for cfg in wanted.values():
+    for env, cfg in wanted.items():
         envs.spec(cfg.env, cfg.env_backend)
+        every = options.eval_every or (EVAL_EVERY if cfg.total_timesteps <= LONG else EVAL_EVERY_LONG)
+        wanted[env] = dataclasses.replace(cfg, eval_every=every)
     jobs = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for env in options.envs:
@@ -118,8 +130,8 @@ def _jobs(options: StudyOptions, extra: list[str]) -> list[Job]:
             path = Path(options.out) / name
             _check_same(path, dataclasses.replace(wanted[env], seed=seed))
             run = ["--env", env, "--seed", str(seed), "--run-dir", str(path), "--resume", "auto", "--quiet", *extra]
-            command = [sys.executable, "-m", "ppo_fast.train", *run]
-            jobs.append(Job(name, command, path, wanted[env].total_timesteps))
+            command = [sys.executable, "-m", "ppo_fast.train", *run, "--eval-every", str(wanted[env].eval_every)]
+            jobs.append(Job(name, command, path, wanted[env]))
     return jobs
 
 
@@ -142,7 +154,7 @@ def _finished(job: Job) -> bool:
     if not (job.path / "config.json").exists():
         return False
     steps = read_run(job.path).steps
-    return bool(steps.size) and bool(steps[-1] >= job.total_timesteps)
+    return bool(steps.size) and bool(steps[-1] >= job.cfg.total_timesteps)
 
 
 class Pool:
@@ -176,6 +188,9 @@ class Pool:
 
     def _start(self, job: Job) -> None:
         """Start a run: a child inherits the cores that this process may use at that moment."""
+        from ppo_fast import scores
+
+        (job.path / scores.ON_GYMNASIUM).unlink(missing_ok=True)  # a finished run that is to go on
         job.cpus = self.free.pop(0)
         all_cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, job.cpus)
@@ -199,8 +214,28 @@ class Pool:
                 self.failed.append(job.name)
                 print(f"FAILED   {job.name}, exit code {code}", flush=True)
                 continue
+            _on_gymnasium(self.options, job)
             score = _write(self.options, self.everything)[job.path]
             print(f"finished {job.name}: {score:,.1f}", flush=True)
+
+
+def _on_gymnasium(options: StudyOptions, job: Job) -> None:
+    """Evaluate the final policy on Gymnasium's environments too, unless that has been done, and keep what came out."""
+    from ppo_fast import envs, evaluation, files, scores
+
+    path = job.path / scores.ON_GYMNASIUM
+    if path.exists() or not options.gymnasium_episodes:
+        return
+    env, seed = job.cfg.env, job.cfg.seed
+    try:
+        envs.spec(env, "gymnasium")
+    except EnvError:
+        return  # one of EnvPool's own
+    stats = evaluation.evaluate(
+        evaluation.load_policy(job.path), env, episodes=options.gymnasium_episodes, seed=seed, backend="gymnasium"
+    )
+    kept = {"returns": stats.returns.tolist(), "lengths": stats.lengths.tolist()}
+    files.write_atomic(path, files.to_json(kept))
 
 
 def _write(options: StudyOptions, paths: Sequence[Path], *, draw: bool = False) -> dict[Path, float]:

@@ -10,13 +10,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import training
-from commands import TINY, call
+from commands import call
 
 from ppo_fast import plot, study
 
-OPTIONS = [*TINY[TINY.index("--num-envs") :], "--eval-every", "200"]
+_OPTIONS = (
+    "--num-envs 4 --num-steps 32 --minibatch-size 64 --update-epochs 1 --total-timesteps 600 --update eager "
+    "--device cpu --eval-episodes 2 --checkpoint-every 200 --log"
+)
+OPTIONS = _OPTIONS.split()
+EVERY = ("--eval-every", "200", "--gymnasium-episodes", "2")
 ENV = "InvertedPendulum-v5"
 
 
@@ -28,7 +34,20 @@ def shell(cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(tmp_path: Path) -> None:
-    command = ("ppo_fast.study", "--out", "s", "--envs", ENV, "--seeds", "2", "--first-seed", "4", "--", *OPTIONS)
+    command = (
+        "ppo_fast.study",
+        "--out",
+        "s",
+        "--envs",
+        ENV,
+        "--seeds",
+        "2",
+        "--first-seed",
+        "4",
+        *EVERY,
+        "--",
+        *OPTIONS,
+    )
     done = shell(tmp_path, *command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished Inv") == 2
@@ -37,7 +56,11 @@ def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(tmp_path: Path
     assert [(run["env"], run["seed"], run["finished"]) for run in results["runs"]] == [(ENV, 4, True), (ENV, 5, True)]
     assert ENV in (out / "table.md").read_text()
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*-seed*/metrics.jsonl")}
+    elsewhere = [json.loads((out / f"{ENV}-seed{seed}" / "gymnasium.json").read_text()) for seed in (4, 5)]
+    assert [len(each["returns"]) for each in elsewhere] == [2, 2]
+    assert [run["gymnasium"] for run in results["runs"]] == [np.mean(each["returns"]) for each in elsewhere]
+    kept = [*out.glob("*-seed*/metrics.jsonl"), *out.glob("*-seed*/gymnasium.json")]
+    before = {path: path.stat().st_mtime_ns for path in kept}
     again = shell(tmp_path, *command)
     assert again.returncode == 0
     assert "2 runs, 2 finished" in again.stdout
@@ -48,6 +71,7 @@ def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(tmp_path: Path
     assert "was made with gamma 0.99, not 0.5: take another --out" in other.stderr
     longer = shell(tmp_path, *command, "--total-timesteps", "900")  # finished runs go on, if more is asked for
     assert longer.stdout.count("finished Inv") == 2, longer.stderr
+    assert all(path.stat().st_mtime_ns != at for path, at in before.items())
     picture = shell(tmp_path, "ppo_fast.plot", *map(str, sorted(out.glob("*-seed*"))), "--out", "p.png")
     assert picture.returncode == 0, picture.stderr
     assert "| 2 |" in picture.stdout
@@ -55,7 +79,7 @@ def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(tmp_path: Path
 
 
 def test_a_study_that_is_interrupted_stops_its_runs_and_goes_on_with_them(tmp_path: Path) -> None:
-    args = ["--out", "s", "--envs", ENV, "--seeds", "1", "--", *OPTIONS, "--total-timesteps", "60000"]
+    args = ["--out", "s", "--envs", ENV, "--seeds", "1", *EVERY, "--", *OPTIONS, "--total-timesteps", "60000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ppo_fast.study", *args], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(study.__file__).parents[1])},
@@ -80,12 +104,19 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(tmp_path: Path) -> Non
     broken = tmp_path / "s" / f"{ENV}-seed1" / "checkpoints" / "step_000000000100"
     broken.mkdir(parents=True)
     (broken / "manifest.json").write_text("{}")
-    done = shell(tmp_path, "ppo_fast.study", "--out", "s", "--envs", ENV, "--seeds", "2", "--", *OPTIONS)
+    done = shell(tmp_path, "ppo_fast.study", "--out", "s", "--envs", ENV, "--seeds", "2", *EVERY, "--", *OPTIONS)
     assert done.returncode == 1
     assert f"FAILED   {ENV}-seed1, exit code 3" in done.stdout
     assert f"finished {ENV}-seed2" in done.stdout
     assert f"failed: {ENV}-seed1, see s/logs/{ENV}-seed1.log" in done.stderr
     assert "damaged" in (tmp_path / "s" / "logs" / f"{ENV}-seed1.log").read_text()
+
+
+@pytest.mark.parametrize(("steps", "every"), [("3000000", 50_000), ("3000001", 250_000)])
+def test_long_runs_are_evaluated_less_often(steps: str, every: int) -> None:
+    (job,) = study._jobs(study.StudyOptions("s", (ENV,), seeds=1), ["--total-timesteps", steps])
+    assert job.cfg.eval_every == every
+    assert job.command[-2:] == ["--eval-every", str(every)]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +130,9 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(tmp_path: Path) -> Non
         ("--out s --envs Hoper-v5", "unknown environment 'Hoper-v5'"),
         ("--out s -- --seed 3", "--seed is the study's to set, and cannot follow --"),
         ("--out s -- --run_dir=x", "--run-dir is the study's to set, and cannot follow --"),
+        ("--out s -- --eval-every=5", "--eval-every is the study's to set, and cannot follow --"),
+        ("--out s --eval-every -1", "eval_every must be at least 0, got -1"),
+        ("--out s --gymnasium-episodes -1", "gymnasium_episodes must be at least 0, got -1"),
         ("--out s -- --gamma 2", "gamma must be in [0, 1], got 2.0"),
         ("--out s -- --algo trpo --clip-coef 0.1", "clip_coef belongs to PPO"),
         ("--seeds 2", "out"),
