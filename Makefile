@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PPO_FAST_BUILD ?= auto
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: train test test-full test-asan core bench lint clean
 
@@ -11,7 +12,7 @@ train: $(READY)  ## train Ant-v5, or what ARGS says: make train ARGS="--env Hopp
 	$(BIN)/python -m ppo_fast.train $(ARGS)
 
 test: core  ## the tests, every kernel backend required
-	$(BIN)/python -m pytest tests -m "not slow" --require-backends=cpp,numba $(ARGS)
+	$(BIN)/python -m pytest tests -m "not slow" --require-backends=cpp,numba $(PARALLEL) $(ARGS)
 
 test-full: core  ## the tests, those that train for minutes included
 	$(BIN)/python -m pytest tests --require-backends=cpp,numba $(ARGS)

@@ -129,7 +129,7 @@ def wait_for_growth(run: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("stack", ["native", "torch"])
 def test_killed_again_and_again(whole: dict[str, dict[str, Any]], tmp_path: Path, stack: str) -> None:
     expected = uninterrupted(whole, stack, tmp_path)
-    kill_often(tmp_path / "run", stack, 5, random.Random(stack))
+    kill_often(tmp_path / "run", stack, 4, random.Random(stack))
     finish(tmp_path / "run", *stack_options(stack))
     assert result(tmp_path / "run") == expected
     assert not stale(tmp_path / "run")
@@ -153,8 +153,7 @@ def test_killed_fifty_times(whole: dict[str, dict[str, Any]], tmp_path: Path, st
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize(("number", "rows"), [(signal.SIGTERM, 1), (signal.SIGINT, 20)])
 def test_a_signal_saves_and_leaves_and_nothing_is_lost(
     whole: dict[str, dict[str, Any]], tmp_path: Path, number: signal.Signals, rows: int
 ) -> None:
