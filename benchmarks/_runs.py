@@ -43,6 +43,7 @@ def _read(run: Path) -> dict[str, Any]:
         "wall_s": rows[-1]["wall_s"],
         "seconds": {name.removeprefix("time/"): sum(row.get(name, 0.0) for row in rows) for name in sorted(phases)},
         "evaluations": [[e["env_steps"], *map(float, e["returns"])] for e in evaluations],
+        "evaluated_s": [e["wall_s"] for e in evaluations],
         "curve": [[row["env_steps"], row["episode_return"]] for row in rows[:: max(1, len(rows) // 100)]],
         "last": {k: v for k, v in rows[-1].items() if not k.startswith("time/")},
         "config": {**config, "run_dir": ""},

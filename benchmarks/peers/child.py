@@ -58,6 +58,7 @@ class Child:
         os.close(writing)
         self._answers = os.fdopen(reading)
         self.facts: dict[str, Any] = {"optimizer_steps": 0}
+        self.warm_up_iterations = WARM_UP
         try:
             self.warm_up = self._answer(WARM_UP)
         except BaseException:  # nobody else knows the process yet

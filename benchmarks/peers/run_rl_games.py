@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import rl_games
+import torch
 import yaml
+from evaluate import evaluation
 from pace import Pace, job, versions
 from rl_games.common import vecenv
 from rl_games.common.algo_observer import DefaultAlgoObserver
@@ -40,6 +42,7 @@ class Observer(DefaultAlgoObserver):
 
     def __init__(self, asked: dict[str, Any]) -> None:
         super().__init__()
+        self.asked = asked
         self.pace = Pace(asked, self.facts)
 
     def after_print_stats(self, frame: int, epoch_num: int, total_time: float) -> None:
@@ -55,7 +58,19 @@ class Observer(DefaultAlgoObserver):
             "episode_return": float(agent.game_rewards.get_mean()[0]) if known else None,
             "num_params": sum(p.numel() for p in agent.model.parameters()),
             "versions": versions("rl-games", "torch", "numpy", "envpool", "gymnasium"),
+            **evaluation(self.asked, self.act),
         }
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """Return what the policy takes for best, with the statistics as they are."""
+        agent = self.algo
+        training = agent.model.training
+        agent.model.eval()
+        with torch.no_grad():
+            batch = {"is_train": False, "prev_actions": None, "obs": torch.from_numpy(obs).float(), "rnn_states": None}
+            actions = agent.preprocess_actions(agent.model(batch)["mus"])
+        agent.model.train(training)
+        return np.asarray(actions)
 
 
 def own_recipe(params: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import envpool
 import gymnasium as gym
 import numpy as np
 import torch
+from evaluate import evaluation
 from pace import Pace, job, versions
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -71,6 +72,7 @@ class Callback(BaseCallback):
 
     def __init__(self, asked: dict[str, Any]) -> None:
         super().__init__()
+        self._asked = asked
         self._pace = Pace(asked, self.facts)
 
     def _on_step(self) -> bool:
@@ -89,7 +91,12 @@ class Callback(BaseCallback):
             "episode_return": float(np.mean(returns)) if returns else None,
             "num_params": sum(p.numel() for p in self.model.policy.parameters()),
             "versions": versions("stable-baselines3", "torch", "numpy", "envpool", "gymnasium"),
+            **evaluation(self._asked, self._act),
         }
+
+    def _act(self, obs: np.ndarray) -> np.ndarray:
+        """Return what the policy takes for best, with the statistics as they are."""
+        return self.model.predict(self.model.get_vec_normalize_env().normalize_obs(obs), deterministic=True)[0]
 
 
 def make_env(kind: str, asked: dict[str, Any]) -> VecEnv:
@@ -138,7 +145,9 @@ def main() -> None:
         device="cpu",
         verbose=1,
     )
-    model.learn(total_timesteps=1_000_000_000, callback=Callback(asked))  # ends when it has been measured
+    model.learn(
+        total_timesteps=asked.get("total_timesteps", 1_000_000_000), callback=Callback(asked)
+    )  # ends when it has been measured
 
 
 if __name__ == "__main__":

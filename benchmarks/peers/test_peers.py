@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .._measure import Sample
-from . import child
+from . import child, race
 from .__main__ import main
 from .cases import OURS, PEERS, RECIPES, RL_GAMES, SETTINGS
 from .table import Lane, gap_closed, markdown, rows
@@ -118,6 +119,51 @@ def test_a_trainer_that_works_less_than_its_recipe_is_refused(fake: Path) -> Non
 def test_a_trainer_that_ends_shows_its_last_words(fake: Path) -> None:
     with pytest.raises(RuntimeError, match="ValueError: no such task"):
         child.Child("broken", sys.executable, JOB, {}, fake / "run")
+
+
+# --- the race --------------------------------------------------------------------------------------------------------
+class Runner:
+    """A trainer that makes 1000 env steps and one second an iteration, and whose return is its env steps."""
+
+    warm_up, warm_up_iterations = Sample(2000, 2.0), 2
+
+    def __init__(self) -> None:
+        self.steps, self.facts = self.warm_up.env_steps, dict[str, Any]()
+
+    def advance(self, iterations: int) -> Sample:
+        self.steps += 1000 * iterations
+        self.facts = {"evaluation": [self.steps - 500.0, self.steps + 500.0]}
+        return Sample(1000 * iterations, float(iterations))
+
+
+def test_a_race_ends_at_the_mark_at_the_bound_or_with_the_budget() -> None:
+    def seconds(mark: float, bound: float, budget: int) -> list[float]:
+        return [each["seconds"] for each in race.race(Runner(), mark, bound, budget)]  # type: ignore[arg-type]
+
+    # evaluations after 52, 102, 152, 202 thousand steps; the mean of the first three is 102,000, of the next 152,000
+    assert seconds(102_000, 1e9, 10**9) == [52, 102, 152]
+    assert seconds(102_001, 1e9, 10**9) == [52, 102, 152, 202]
+    assert seconds(1e9, 100, 10**9) == [52, 102]
+    assert seconds(1e9, 1e9, 60_000) == [52, 102]
+
+
+def test_the_table_of_the_race_counts_a_bound_as_such() -> None:
+    def result(trainer: str, seed: int, level: float) -> dict[str, Any]:
+        rows = [[50_000 * i, 10.0 * i, level * i] for i in range(1, 6)]
+        if trainer == OURS:
+            kept = {"evaluations": [[n, r] for n, _, r in rows], "evaluated_s": [s for _, s, _ in rows]}
+        else:
+            kept = {
+                "evaluations": [{"env_steps": n, "seconds": s, "returns": [r]} for n, s, r in rows],
+                "bound_s": 300.0,
+            }
+        return {"trainer": trainer, "env": "Hopper-v5", "seed": seed, **kept}
+
+    ours = [result(OURS, seed, 1500.0) for seed in (1, 2, 3)]  # 3000 is the mean of evaluations 1 to 3: 30 s
+    theirs = [result(PEERS[0], 1, 1000.0), result(PEERS[0], 2, 10.0), result(PEERS[0], 3, 10.0)]
+    lines = race.table([*ours, *theirs])
+    assert "| Hopper-v5 | 3,000 | ppo_fast | 30, 30, 30 | 30 | - |" in lines
+    assert f"| Hopper-v5 | 3,000 | {PEERS[0]} | 40, not in 300, not in 300 | > 300 | < 0.10 |" in lines
 
 
 # --- our own side ----------------------------------------------------------------------------------------------------
