@@ -89,7 +89,13 @@ def test_a_study_that_is_interrupted_stops_its_runs_and_goes_on_with_them(tmp_pa
     while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 5) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    try:
+        code = process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said, _ = process.communicate()
+        pytest.fail(f"it goes on: {said}; its run says: {(tmp_path / 's' / 'logs' / f'{ENV}-seed1.log').read_text()}")
+    assert code == 130
     stopped_at = training.jsonl(metrics)[-1]["env_steps"]
     assert 0 < stopped_at < 60_000
     args[-1] = str(stopped_at + 500)
