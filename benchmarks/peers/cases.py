@@ -14,7 +14,7 @@ PEERS = ("rl_games", "stable_baselines3")
 
 # rl_games' recipes for EnvPool, which its package ships as configs/mujoco/*_envpool.yaml (1.6.5; for the v4 tasks).
 # run_rl_games.py compares them with the files. What ppo_fast has no option for: the learning rate follows the KL
-# divergence, and the critic's targets are normalised instead of the rewards.
+# divergence minibatch by minibatch, and the critic's targets are normalised instead of the rewards.
 _RL_GAMES: dict[str, Any] = {
     "num_envs": 64,
     "minibatch_size": 2048,
