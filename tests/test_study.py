@@ -82,6 +82,8 @@ def test_a_study_that_is_interrupted_stops_its_runs_and_goes_on_with_them(tmp_pa
     args = ["--out", "s", "--envs", ENV, "--seeds", "1", *EVERY, "--", *OPTIONS, "--total-timesteps", "60000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ppo_fast.study", *args], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        # Where the tests run in the background, SIGINT is ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "PYTHONPATH": str(Path(study.__file__).parents[1])},
     )  # fmt: skip
     metrics = tmp_path / "s" / f"{ENV}-seed1" / "metrics.jsonl"
