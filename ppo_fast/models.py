@@ -216,17 +216,15 @@ class ActorCritic:
         generator = torch.Generator().manual_seed(seed & (2**63 - 1))
         head = {"actor": 0.01, "critic": 1.0}
         last = 0 if self.shared_trunk else len(self.hidden_sizes)
-        tensors: dict[str, Tensor] = {}
-        for name, shape in self.shapes().items():
-            value = torch.zeros(shape)
+        flat = torch.zeros(self.num_params)  # all of it first: what does not fit the memory fails at once
+        for name, value in self.unflatten(flat).items():
             if name.endswith("weight"):
                 net, layer, _ = name.split(".")
                 gain = head[net] if net in head and int(layer) == last else math.sqrt(2.0)
                 torch.nn.init.orthogonal_(value, gain, generator=generator)
             elif name == "actor.log_std":
                 value.fill_(log_std_init)
-            tensors[name] = value
-        return self.flatten(tensors)
+        return flat
 
     def forward(self, params: Params, norm_obs: Tensor) -> tuple[Tensor, Tensor]:
         """Return head (B, H) and V(x) (B,), with one pass through a shared trunk."""
