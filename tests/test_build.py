@@ -161,9 +161,8 @@ def test_an_sdist_installs_with_its_core(sdist: Path, tmp_path: Path) -> None:
     assert chosen.stdout.splitlines()[1:] == ["cpp", "None"], chosen.stderr
 
 
+@pytest.mark.usefixtures("native_core")
 def test_the_core_is_portable_and_has_no_fast_math() -> None:
-    if importlib.util.find_spec("ppo_fast._core") is None:
-        pytest.skip("no core here")
     info = json.loads((ROOT / "ppo_fast" / "_build_info.json").read_text(encoding="utf-8"))
     assert info["built"] is True
     assert info["error"] == ""
