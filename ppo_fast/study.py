@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppo_fast.errors import ConfigError, EnvError
+from ppo_fast.errors import ConfigError, EnvError, PPOFastError
 
 if TYPE_CHECKING:
     from ppo_fast.config import Config
@@ -87,10 +87,11 @@ def _study(options: StudyOptions, extra: list[str]) -> int:
         flush=True,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pool stops its runs first
+    pool = Pool(options, everything)
     for job in jobs:
         if job not in waiting:
-            _on_gymnasium(options, job)
-    failed = Pool(options, everything).run(waiting)
+            pool.check(job)
+    failed = pool.run(waiting)
     _write(options, everything, draw=True)
     print((out / "table.md").read_text())
     for name in failed:
@@ -214,9 +215,17 @@ class Pool:
                 self.failed.append(job.name)
                 print(f"FAILED   {job.name}, exit code {code}", flush=True)
                 continue
-            _on_gymnasium(self.options, job)
             score = _write(self.options, self.everything)[job.path]
             print(f"finished {job.name}: {score:,.1f}", flush=True)
+            self.check(job)
+
+    def check(self, job: Job) -> None:
+        """Evaluate a finished run on Gymnasium; where that fails, the others go on."""
+        try:
+            _on_gymnasium(self.options, job)
+        except PPOFastError as err:
+            self.failed.append(job.name)
+            print(f"FAILED   {job.name}, on Gymnasium: {err}", flush=True)
 
 
 def _on_gymnasium(options: StudyOptions, job: Job) -> None:

@@ -120,6 +120,17 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(tmp_path: Path) -> Non
     assert "damaged" in (tmp_path / "s" / "logs" / f"{ENV}-seed1.log").read_text()
 
 
+def test_a_policy_that_cannot_be_evaluated_elsewhere_fails_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = study.StudyOptions(str(tmp_path), (ENV,), seeds=1)
+    (job,) = study._jobs(options, [])
+    pool = study.Pool(options, [job.path])
+    pool.check(job)  # there is no checkpoint
+    assert pool.failed == [job.name]
+    assert f"FAILED   {job.name}, on Gymnasium: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("steps", "every"), [("3000000", 50_000), ("3000001", 250_000)])
 def test_long_runs_are_evaluated_less_often(steps: str, every: int) -> None:
     (job,) = study._jobs(study.StudyOptions("s", (ENV,), seeds=1), ["--total-timesteps", steps])
