@@ -251,16 +251,21 @@ def _write(options: StudyOptions, paths: Sequence[Path], *, draw: bool = False) 
     """Write results.json and table.md of the runs that there are, and the curves if asked to; return their scores."""
     from ppo_fast import files, scores
     from ppo_fast.plotting import draw_runs
-    from ppo_fast.system import build_info
 
     out = Path(options.out)
     runs = [scores.read_run(path) for path in paths if (path / "config.json").exists()]
-    results = {"runs": scores.to_json(runs), "made_by": build_info()}
+    results = {"runs": scores.to_json(runs), "made": {run.path.name: _made(run.path) for run in runs}}
     files.write_atomic(out / "results.json", files.to_json(results))
     files.write_atomic(out / "table.md", ("\n".join(scores.table(runs, options.at)) + "\n").encode())
     if draw and any(run.means.size for run in runs):
         draw_runs(runs, out / "curves.png")
     return {run.path: run.final for run in runs if run.means.size}
+
+
+def _made(path: Path) -> dict[str, object]:
+    """Return what a run was made of: its options, and the commit, versions and machine it ran on."""
+    config, info = (json.loads((path / name).read_bytes()) for name in ("config.json", "run_info.json"))
+    return {"config": config, **{name: info.get(name) for name in ("commit", "versions", "machine")}}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ PACKAGES = ("torch", "numpy", "numba", "envpool", "gymnasium", "mujoco", "safete
 
 
 def build_info() -> dict[str, Any]:
-    """Return versions, the machine, how the C++ core was built, and which kernel backends load (or why not).
+    """Return versions and commit, machine, how the C++ core was built, and which kernel backends load (or why not).
 
     Where ``PPO_FAST_BACKEND`` names a backend that cannot be had, the active one is ``none: `` and the reason.
     """
@@ -34,10 +35,23 @@ def build_info() -> dict[str, Any]:
         active = f"none: {error}"
     return {
         "versions": versions,
+        "commit": commit(),
         "machine": {"system": f"{platform.system()} {platform.machine()}", "cpu": cpu_model(), "cpus": num_cpus()},
         "core_build": _core_build(),
         "kernels": {"active": active, "available": kernels.available(), "why_not": kernels.why_not()},
     }
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that runs, with ``-dirty`` where files differ from it; None without one."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def choose_device(asked: str) -> torch.device:

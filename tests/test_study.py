@@ -15,7 +15,8 @@ import pytest
 import training
 from commands import call
 
-from ppo_fast import plot, study
+import ppo_fast
+from ppo_fast import plot, study, system
 
 _OPTIONS = (
     "--num-envs 4 --num-steps 32 --minibatch-size 64 --update-epochs 1 --total-timesteps 600 --update eager "
@@ -54,6 +55,10 @@ def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(tmp_path: Path
     out = tmp_path / "s"
     results = json.loads((out / "results.json").read_text())
     assert [(run["env"], run["seed"], run["finished"]) for run in results["runs"]] == [(ENV, 4, True), (ENV, 5, True)]
+    made = results["made"][f"{ENV}-seed5"]
+    assert (made["config"]["seed"], made["config"]["env"]) == (5, ENV)
+    assert made["versions"]["ppo_fast"] == ppo_fast.__version__
+    assert made["commit"] == system.commit()
     assert ENV in (out / "table.md").read_text()
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     elsewhere = [json.loads((out / f"{ENV}-seed{seed}" / "gymnasium.json").read_text()) for seed in (4, 5)]

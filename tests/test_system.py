@@ -1,0 +1,32 @@
+"""What a run says of the sources it was made by."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ppo_fast import system
+
+
+def git(*args: str, folder: Path) -> None:
+    subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *args], cwd=folder, check=True)
+
+
+def test_commit_names_the_checkout_and_whether_it_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "package" / "system.py"
+    source.parent.mkdir()
+    source.write_text("1")
+    monkeypatch.setattr(system, "__file__", str(source))
+    assert system.commit() is None
+    git("init", "-q", folder=tmp_path)
+    git("add", ".", folder=tmp_path)
+    git("commit", "-q", "-m", "m", folder=tmp_path)
+    clean = system.commit()
+    assert clean is not None
+    assert len(clean) == 12
+    git("tag", "-a", "v1", "-m", "m", folder=tmp_path)
+    assert system.commit() == clean
+    source.write_text("2")
+    assert system.commit() == f"{clean}-dirty"
