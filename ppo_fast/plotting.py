@@ -22,9 +22,12 @@ def draw_learning_curve(run_dir: Path) -> Path:
     config = json.loads((run_dir / "config.json").read_bytes())
     rows = [row for row in read_jsonl(run_dir / "metrics.jsonl") if row["episode_return"] is not None]
     evaluations = read_jsonl(run_dir / "evaluations.jsonl")
-    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(11, 4.2), dpi=110)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
+    # Margins by hand: matplotlib's layout engine draws all text twice, at the end of every run.
+    axes = figure.subplots(1, 2, sharey=True, gridspec_kw={
+        "left": 0.075, "right": 0.99, "bottom": 0.125, "top": 0.91, "wspace": 0.04,
+    })  # fmt: skip
     for axis, key, label, scale in (
         (axes[0], "env_steps", "environment steps (millions)", 1e6),
         (axes[1], "wall_s", "wall-clock (minutes, evaluation excluded)", 60.0),

@@ -22,7 +22,7 @@ def describe(
     native = actor == "native"
     mode = envs.stream_mode(backend, cfg.num_envs, num_threads=workers) if native else "synchronous"
     return {
-        **build_info(),
+        **build_info(all_backends=False),  # Numba's import would make every start a fifth slower
         "env_backend": {"name": backend, "reason": reason, "workers": workers, "mode": mode},
         "device": {"asked": cfg.device, "got": str(device)},
         "actor": {"name": actor, "reason": why_actor, "simd": simd_level() if native else None},

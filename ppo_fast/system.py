@@ -18,8 +18,11 @@ from ppo_fast.errors import BackendError, ConfigError
 PACKAGES = ("torch", "numpy", "numba", "envpool", "gymnasium", "mujoco", "safetensors", "tyro")
 
 
-def build_info() -> dict[str, Any]:
+def build_info(*, all_backends: bool = True) -> dict[str, Any]:
     """Return versions and commit, machine, how the C++ core was built, and which kernel backends load (or why not).
+
+    Args:
+        all_backends: try them all, which imports Numba (about 2 s); else tell of the active one and those passed over.
 
     Where ``PPO_FAST_BACKEND`` names a backend that cannot be had, the active one is ``none: `` and the reason.
     """
@@ -33,12 +36,16 @@ def build_info() -> dict[str, Any]:
         active = kernels.active()
     except BackendError as error:  # told, not raised: these facts are wanted most where something is wrong
         active = f"none: {error}"
+    if all_backends:
+        backends = {"active": active, "available": kernels.available(), "why_not": kernels.why_not()}
+    else:
+        backends = {"active": active, "why_not": kernels.passed_over()}
     return {
         "versions": versions,
         "commit": commit(),
         "machine": {"system": f"{platform.system()} {platform.machine()}", "cpu": cpu_model(), "cpus": num_cpus()},
         "core_build": _core_build(),
-        "kernels": {"active": active, "available": kernels.available(), "why_not": kernels.why_not()},
+        "kernels": backends,
     }
 
 

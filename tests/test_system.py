@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ppo_fast import system
+from ppo_fast import kernels, system
+from ppo_fast.kernels import _select
 
 
 def git(*args: str, folder: Path) -> None:
@@ -30,3 +31,12 @@ def test_commit_names_the_checkout_and_whether_it_was_changed(tmp_path: Path, mo
     assert system.commit() == clean
     source.write_text("2")
     assert system.commit() == f"{clean}-dirty"
+
+
+def test_what_a_run_tells_of_the_backends_loads_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    active = kernels.active()
+    loaded: list[str] = []
+    monkeypatch.setattr(_select, "_load", loaded.append)
+    facts = system.build_info(all_backends=False)["kernels"]
+    assert facts["active"] == active
+    assert not loaded, "Numba's import takes two seconds of every start"

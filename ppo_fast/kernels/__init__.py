@@ -17,7 +17,7 @@ from ..errors import ShapeError
 from . import _checks as _check
 from ._checks import BOOL, FLOAT32, FLOAT64, INT64
 from ._random import env_seeds, normals, permutation, stream_id, uniforms
-from ._select import active, available, backend, use, why_not
+from ._select import active, available, backend, passed_over, use, why_not
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -31,6 +31,7 @@ __all__ = [
     "gae",
     "gather",
     "normals",
+    "passed_over",
     "permutation",
     "stream_id",
     "uniforms",

@@ -127,6 +127,11 @@ def why_not() -> dict[str, str]:
             _load(name)
         except BackendError:
             continue
+    return passed_over()
+
+
+def passed_over() -> dict[str, str]:
+    """Return the reason for each backend that was tried so far and cannot be had; loads nothing."""
     return {name: _reasons[name] for name in ORDER if name in _reasons}
 
 
