@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ppo_fast.files import write_atomic
+from ppo_fast.scores import LAST_SHARE
 
 
 def keep(path: Path, module: Sequence[str], options: Mapping[str, Any], flags: Sequence[str], **about: Any) -> None:
@@ -31,6 +34,12 @@ def keep(path: Path, module: Sequence[str], options: Mapping[str, Any], flags: S
         command = [sys.executable, "-m", *module, *given, "--run-dir", str(run), *flags, "--quiet", "--log"]
         subprocess.run(command, check=True)
         write_atomic(path, (json.dumps({**about, **_read(run)}) + "\n").encode())
+
+
+def final(result: Mapping[str, Any]) -> float:
+    """Return the study's score of a run that was kept: the mean of the last tenth of its evaluations."""
+    means = [float(np.mean(returns)) for _, *returns in result["evaluations"]]
+    return float(np.mean(means[-max(1, round(LAST_SHARE * len(means))) :]))
 
 
 def _read(run: Path) -> dict[str, Any]:

@@ -27,10 +27,10 @@ from ppo_fast.batch import Bool, Rollout
 from ppo_fast.learners.choose import critic_config
 from ppo_fast.learners.native import NativeLearner
 from ppo_fast.normalizers import Moments
-from ppo_fast.scores import LAST_SHARE, bootstrap_interval
+from ppo_fast.scores import bootstrap_interval
 from ppo_fast.trainer import Trainer
 
-from ._runs import keep
+from ._runs import final, keep
 
 TASKS = ("HalfCheetah-v5", "Walker2d-v5", "Ant-v5")
 SEEDS = (21, 22, 23, 24, 25)  # none of those whose results are reported
@@ -124,6 +124,7 @@ VARIANTS: dict[str, Variant] = {
     "preset sample": Variant(),
     "no bootstrap at time limits": Variant(change=cut_at_time_limits),
     "advantages recomputed": Variant(("--recompute-adv",)),
+    "epochs end at KL 0.02": Variant(("--target-kl", "0.02")),
     "rate by KL 0.01, not annealed": Variant(("--no-anneal-lr", "--adaptive-kl", "0.01")),
     "rate by KL 0.02, not annealed": Variant(("--no-anneal-lr", "--adaptive-kl", "0.02")),
     "values normalised": Variant(change=normalised_values),
@@ -146,12 +147,6 @@ def train_changed(name: str, argv: list[str]) -> int:
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
-def final(result: dict[str, Any]) -> float:
-    """Return the mean of the last tenth of the evaluations."""
-    means = [float(np.mean(returns)) for _, *returns in result["evaluations"]]
-    return float(np.mean(means[-max(1, round(LAST_SHARE * len(means))) :]))
-
-
 def table(results: list[dict[str, Any]]) -> list[str]:
     """Return the scores as Markdown: mean over seeds, its difference from the preset's with a bootstrap interval."""
     base = next(iter(VARIANTS))
