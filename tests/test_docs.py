@@ -1,0 +1,146 @@
+"""The documentation is true: its links lead somewhere, its commands and its code run, the page of options is today's.
+
+Every ``python -m ppo_fast...`` of a fenced block is run with a tiny budget, in this process, page by page. What is left
+to other tests because it takes long: ``verify``, and the film of ``play``.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import call
+
+from ppo_fast import train
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "recipes"))]
+PAGES += sorted({*(ROOT / "docs").glob("*.md")} - {*PAGES})
+
+_TINY = "--num-envs 4 --num-steps 32 --minibatch-size 64 --eval-episodes 2 --eval-every 0 --device cpu --log --quiet"
+TINY = _TINY.split()
+_FEW = "--num-envs 2 --num-steps 32 --minibatch-size 32 --total-timesteps 150"
+FEW = _FEW.split()  # for the reference
+BUDGET = {"ppo": ["--update-epochs", "1"], "trpo": ["--critic-epochs", "1"], "reinforce": ["--critic-epochs", "1"]}
+LONG = ("ppo_fast.verify",)  # run by tests/test_verify.py
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Return module and arguments of the commands of a page, in order."""
+    lines = [
+        line
+        for language in ("", "(?:sh|bash|console)")
+        for block in blocks(page, language)
+        for line in block.splitlines()
+    ]
+    found = [re.match(r"(?:\$ )?python -m (ppo_fast\.\w+)(.*)", line) for line in lines]
+    return [(each[1], shlex.split(each[2], comments=True)) for each in found if each and each[1] not in LONG]
+
+
+def value(args: list[str], flag: str, otherwise: str) -> str:
+    return args[args.index(flag) + 1] if flag in args else otherwise
+
+
+def without(args: list[str], flag: str) -> list[str]:
+    at = args.index(flag) if flag in args else len(args)
+    return args[:at] + args[at + 2 :]
+
+
+def tiny_training(args: list[str]) -> list[str]:
+    algo = value(args, "--algo", "ppo")
+    steps = "1300" if "--resume" in args else "600"
+    return [*args, *TINY, *BUDGET[algo], "--total-timesteps", steps]
+
+
+class InThisProcess:
+    """What the study starts instead of a process: the same command, here and now."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.returncode = train.main(command[3:])
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+def run(module: str, args: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run one command of the documentation with a tiny budget."""
+    if module == "ppo_fast.reference":
+        monkeypatch.setattr(sys, "argv", [module, *args, *FEW])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_module(module, run_name="__main__")
+        assert stopped.value.code == 0
+        return
+    if module == "ppo_fast.train":
+        args = tiny_training(args)
+    elif module == "ppo_fast.play":
+        args = [*without(without(args, "--video"), "--episodes"), "--episodes", "2"]
+    elif module == "ppo_fast.study":
+        real = subprocess.Popen
+        monkeypatch.setattr(
+            subprocess, "Popen", lambda command, **options: (
+                InThisProcess(command) if "ppo_fast.train" in command else real(command, **options)
+            ),
+        )  # fmt: skip
+        cut = args.index("--") if "--" in args else len(args)
+        tiny = without(tiny_training(args[cut + 1 :]), "--eval-every")
+        args = [*args[:cut], "--seeds", "1", "--gymnasium-episodes", "1", "--", *tiny]
+    elif module == "ppo_fast.plot":
+        args = [path for arg in args for path in (sorted(glob.glob(arg)) or [arg])]
+    outcome = call(importlib.import_module(module).main, capsys, *args)
+    assert outcome.code == 0, (module, args, outcome.err)
+    assert outcome.out
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_the_commands_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("experiment.toml").write_text('env = "InvertedPendulum-v5"\ngamma = 0.98\n')
+    for module, args in commands(page):
+        run(module, args, capsys, monkeypatch)
+
+
+def test_commands_are_found() -> None:
+    found = {module for page in PAGES for module, _ in commands(page)}
+    names = ("train", "study", "play", "plot", "info", "reference")
+    assert found >= {f"ppo_fast.{name}" for name in names}
+
+
+def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(ROOT / "README.md", "python")
+    assert "200_000" in code
+    shorter = code.replace("total_timesteps=200_000", "total_timesteps=5_000, log=(), quiet=True")
+    names: dict[str, Any] = {}
+    exec(compile(shorter, "README.md", "exec"), names)
+    assert names["policy"].spec.env_id == "Hopper-v5"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not re.match(r"https?://|#", target):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name} -> {target}"
+
+
+def test_every_page_can_be_found_from_the_readme() -> None:
+    told = (ROOT / "README.md").read_text()
+    assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in told] == []
+
+
+def test_the_page_of_options_is_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_flags.py"))["page"]()
+    assert (ROOT / "docs" / "flags.md").read_text() == made, "python docs/make_flags.py"
