@@ -39,10 +39,11 @@ core: $(READY)
 bench: $(READY)  ## env steps per second and kernel timings
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
-lint: $(READY)
+lint: core  ## style and types, those of the compiled core against the core itself
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest ppo_fast._core --ignore-disjoint-bases --allowlist .ci/stubtest-allow.txt
 
 # The compiled core is part of the installation, so a change of its sources installs again.
 $(READY): pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*)
