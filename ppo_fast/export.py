@@ -77,7 +77,7 @@ def _export(options: ExportOptions) -> None:
         f"contract  {contract}\n"
         f"checked   {runtime}: on {graph.CHECKS:,} observations, half of them far out, at most {worst:.1e} of "
         f"{_unit(policy)} from the policy\n"
-        f"next      run it without ppo_fast as examples/run_onnx.py does: python examples/run_onnx.py {out}",
+        f"next      run it without ppo_fast, as the repository's example does: python examples/run_onnx.py {out}",
         flush=True,
     )
 

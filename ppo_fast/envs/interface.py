@@ -98,8 +98,8 @@ def _observation_names(model: Any, structure: dict[str, int]) -> list[str]:
     names: list[str] = []
     for block, size in structure.items():
         if block != "skipped_qpos":
-            fits = len(known.get(block, ())) == size
-            names += known[block] if fits else _numbered(block, size)
+            labels = known.get(block, [])
+            names += labels if len(labels) == size else _numbered(block, size)
     return names
 
 
