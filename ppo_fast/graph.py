@@ -4,7 +4,7 @@
     a = clip(μ(x) · (high − low)/2 + (high + low)/2, low, high)      continuous, in the environment's units
     a = first_action + argmax_k l_k(x)                               discrete
 
-Clipping after rescaling is clipping to [-1, 1] before it, but no rounding can leave the bounds. Every node is float32,
+Clipping after rescaling is clipping to [-1, 1] before it, but no rounding can leave the bounds. Observations and actions are float32,
 as in the package: what trains casts an observation to float32 before anything else.
 
 Axes: N rows · D observation · A action · K actions to choose from.
@@ -27,7 +27,7 @@ from ppo_fast.evaluation import Policy
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 17  # of 2022, which every runtime in use reads
+OPSET = 17  # of 2022, so that older runtimes read it too
 INPUT, OUTPUT = "observation", "action"
 CHECKS = 10_000  # observations on which a file must act as the policy does
 TOLERANCE = 1e-5  # of the action range, or of a logit; more where the network's own numbers are above 1
