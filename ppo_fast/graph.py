@@ -4,8 +4,8 @@
     a = clip(μ(x) · (high − low)/2 + (high + low)/2, low, high)      continuous, in the environment's units
     a = first_action + argmax_k l_k(x)                               discrete
 
-Clipping after rescaling is clipping to [-1, 1] before it, but no rounding can leave the bounds. Observations and actions are float32,
-as in the package: what trains casts an observation to float32 before anything else.
+Clipping after rescaling is clipping to [-1, 1] before it, but no rounding can leave the bounds. Observations are
+float32, because training rounds them to float32 before anything else.
 
 Axes: N rows · D observation · A action · K actions to choose from.
 """
