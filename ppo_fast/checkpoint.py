@@ -52,6 +52,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     train: dict[str, Tensor]
     state: dict[str, Any]
+    model_sha256: str  # of model.safetensors
 
 
 class _OtherFormatError(CheckpointError):
@@ -189,7 +190,7 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / 'state.json'} has no number of steps: {step!r:.50}")
     if _NAME.fullmatch(path.name) and "env_steps" in state and path.name != path_of(path.parent, step).name:
         raise CheckpointError(f"{path} holds the state of another step, {step}")
-    return Checkpoint(path, tensors[0], tensors[1], state)
+    return Checkpoint(path, tensors[0], tensors[1], state, files["model.safetensors"]["sha256"])
 
 
 def load_newest(directory: Path, *, rename_damaged: bool = False, level: int = logging.WARNING) -> Checkpoint:

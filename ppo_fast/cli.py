@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import re
 import sys
 import typing
@@ -120,6 +121,23 @@ def trust_env(saved: str, named: str | None) -> None:
         raise ConfigError(
             f"the checkpoint's environment {saved!r} is imported from a module; if you trust it, give --env {saved}"
         )
+
+
+def target_file(option: str, given: str, suffix: str) -> Path:
+    """Return the path of a file that can be written.
+
+    Raises:
+        ConfigError: it does not end in ``suffix``, is a directory, or its directory is missing or cannot be written.
+    """
+    target = Path(given)
+    folder = target.absolute().parent
+    writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    if target.suffix != suffix or target.is_dir() or not writable:
+        raise ConfigError(
+            f"{option} must be a path that ends in {suffix}, in a directory that exists and can be written, "
+            f"got {given!r}"
+        )
+    return target
 
 
 class _Parser(argparse.ArgumentParser):

@@ -37,8 +37,8 @@ class Policy:
         self._params = model.params(self.flat)
 
     @torch.no_grad()
-    def mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the most likely action in policy units, (N, A) float32, for raw observations (N, D).
+    def head(self, obs: NDArray[Any]) -> Tensor:
+        """Return the means in policy units (N, A), or the logits (N, K), for raw observations (N, D).
 
         Raises:
             ShapeError: ``obs`` is not (N, D).
@@ -46,8 +46,15 @@ class Policy:
         if obs.ndim != 2 or obs.shape[1] != self.model.obs_dim:
             raise ShapeError(f"obs must have shape (N, {self.model.obs_dim}), got {obs.shape}")
         norm_obs = self.normalizer.normalize(obs.astype(np.float32))
-        head = self.model.head(self._params, torch.from_numpy(norm_obs))
-        mode: NDArray[np.float32] = self.model.policy(head, self._params.log_std).mode().numpy()
+        return self.model.head(self._params, torch.from_numpy(norm_obs))
+
+    def mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the most likely action in policy units, (N, A) float32, for raw observations (N, D).
+
+        Raises:
+            ShapeError: ``obs`` is not (N, D).
+        """
+        mode: NDArray[np.float32] = self.model.policy(self.head(obs), self._params.log_std).mode().numpy()
         return mode
 
     def __call__(self, obs: NDArray[Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -71,19 +70,14 @@ def _play(options: PlayOptions) -> None:
 
 def _check(options: PlayOptions) -> None:
     """Raise ``ConfigError`` for whatever can be known before the episodes are run."""
+    from ppo_fast.cli import target_file
+
     if options.episodes < 1:
         raise ConfigError(f"episodes must be at least 1, got {options.episodes}")
     if not 0 <= options.seed < 2**64:
         raise ConfigError(f"seed must be in [0, 2**64), got {options.seed}")
     if options.video:
-        target = Path(options.video)
-        folder = target.absolute().parent
-        writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-        if target.suffix != ".mp4" or target.is_dir() or not writable:
-            raise ConfigError(
-                "video must be a path that ends in .mp4, in a directory that exists and can be written, "
-                f"got {options.video!r}"
-            )
+        target_file("video", options.video, ".mp4")
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ LEVELS = {
     3: ["envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],
     4: ["native", "state"],
     5: ["rollout", "learners", "evaluation"],
-    6: ["run_dir", "run_info", "parts", "video", "lockstep"],
+    6: ["run_dir", "run_info", "parts", "video", "lockstep", "graph"],
     7: ["saver", "cli"],
     8: ["trainer"],
-    9: ["train", "play", "info", "verify", "study", "plot"],
+    9: ["train", "play", "info", "verify", "study", "plot", "export"],
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
 
@@ -209,7 +209,7 @@ assert state() == before
     assert python(code) == ""
 
 
-@pytest.mark.parametrize("name", ["train", "play", "info", "verify"])
+@pytest.mark.parametrize("name", ["train", "play", "info", "verify", "export"])
 def test_a_command_line_prints_help_quickly_and_needs_no_display(name: str) -> None:
     code = f"""
 import sys
@@ -246,7 +246,7 @@ def test_no_pickle_and_no_evaluation_of_data(module: str) -> None:
 
 
 def test_only_command_lines_print() -> None:
-    commands = {f"ppo_fast.{name}" for name in ("cli", "play", "info", "study", "plot")}
+    commands = {f"ppo_fast.{name}" for name in ("cli", "play", "info", "study", "plot", "export")}
     allowed = commands | {"ppo_fast.reference.__main__"}
     for module, path in SOURCES.items():
         prints = [

@@ -18,7 +18,7 @@ from ppo_fast.kernels import env_seeds
 
 def gymnasium_spec(env_id: str) -> EnvSpec:
     """Describe ``env_id``, from one environment that is made and closed."""
-    env = _make_one(env_id)
+    env = make_one(env_id)
     try:
         return spec_from_spaces(env_id, "gymnasium", env.observation_space, env.action_space, _time_limit(env))
     finally:
@@ -102,7 +102,8 @@ def _maker(env_id: str) -> Callable[[], Any]:
     return functools.partial(gymnasium.make, registered_spec(env_id), disable_env_checker=True)
 
 
-def _make_one(env_id: str) -> Any:
+def make_one(env_id: str) -> Any:
+    """Make one environment; the caller closes it. Raises ``EnvError``."""
     try:
         return _maker(env_id)()
     except EnvError:
