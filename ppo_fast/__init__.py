@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Callback": "ppo_fast.sinks",
     "Config": "ppo_fast.config",
     "resolve": "ppo_fast.presets",
     "Trainer": "ppo_fast.trainer",
@@ -23,7 +24,7 @@ _PUBLIC = {
 }
 _MODULES = ("kernels", "reference")
 
-__all__ = ["Config", "EpisodeStats", "Policy", "RunResult", "Trainer", "build_info", "evaluate", "kernels",
+__all__ = ["Callback", "Config", "EpisodeStats", "Policy", "RunResult", "Trainer", "build_info", "evaluate", "kernels",
            "load_policy", "reference", "resolve"]  # fmt: skip
 
 

@@ -50,14 +50,14 @@ class Trainer:
 
     Args:
         cfg: the resolved options.
-        extra_sinks: receive every row beside the files and what ``cfg.log`` names.
+        callbacks: hear of every row beside the files and what ``cfg.log`` names; see :class:`ppo_fast.Callback`.
         started: ``time.perf_counter()`` when the program began, for ``startup_s``.
 
     Raises:
         ConfigError, EnvError, BackendError, CheckpointError: whatever can be known before the first step.
     """
 
-    def __init__(self, cfg: Config, extra_sinks: Sequence[Sink] = (), *, started: float | None = None) -> None:
+    def __init__(self, cfg: Config, callbacks: Sequence[Sink] = (), *, started: float | None = None) -> None:
         self.cfg = cfg
         self._started = time.perf_counter() if started is None else started
         if cfg.kernels is not None:
@@ -68,14 +68,14 @@ class Trainer:
         self.spec = envs.spec(cfg.env, cfg.env_backend)
         self.run_dir, saved = RunDir.open(cfg)
         try:
-            self._make(saved, extra_sinks)
+            self._make(saved, callbacks)
         except BaseException:
             self.run_dir.release()
             raise
 
-    def _make(self, saved: checkpoint.Checkpoint | None, extra_sinks: Sequence[Sink]) -> None:
+    def _make(self, saved: checkpoint.Checkpoint | None, callbacks: Sequence[Sink]) -> None:
         cfg = self.cfg
-        self.sinks = Sinks([self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path), *extra_sinks])
+        self.sinks = Sinks([self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path), *callbacks])
         self.parts, why_learner = make_parts(cfg, self.spec, self.device)
         self.model, self.learner, self.state = self.parts.model, self.parts.learner, self.parts.state
         self.normalizer, self.scaler = self.parts.normalizer, self.parts.scaler

@@ -14,7 +14,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import call
@@ -84,7 +83,9 @@ def run(module: str, args: list[str], capsys: pytest.CaptureFixture[str], monkey
         return
     if module == "ppo_fast.train":
         args = tiny_training(args)
-    elif module == "ppo_fast.play":
+    elif module in ("ppo_fast.play", "ppo_fast.export") and not Path(args[0]).exists():  # of another page
+        assert train.main(tiny_training(["--env", "Walker2d-v5", "--run-dir", args[0]])) == 0
+    if module == "ppo_fast.play":
         args = [*without(without(args, "--video"), "--episodes"), "--episodes", "2"]
     elif module == "ppo_fast.study":
         real = subprocess.Popen
@@ -119,14 +120,18 @@ def test_commands_are_found() -> None:
     assert found >= {f"ppo_fast.{name}" for name in names}
 
 
-def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "python.md"], ids=lambda page: page.name)
+def test_the_code_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks(ROOT / "README.md", "python")
-    assert "200_000" in code
-    shorter = code.replace("total_timesteps=200_000", "total_timesteps=5_000, log=(), quiet=True")
-    names: dict[str, Any] = {}
-    exec(compile(shorter, "README.md", "exec"), names)
-    assert names["policy"].spec.env_id == "Hopper-v5"
+    for number, code in enumerate(blocks(page, "python")):
+        shorter = code.replace("200_000", f"20_000, log=(), quiet=True, run_dir='{number}'")
+        assert shorter != code
+        shorter = shorter.replace("eval_every=50_000", "eval_every=5_000").replace("StopAt(3000)", "StopAt(1)")
+        exec(compile(shorter, page.name, "exec"), {})
+        if "StopAt" in code:
+            assert capsys.readouterr().out.endswith("a return of 1\n")
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)

@@ -31,6 +31,26 @@ class Sink(Protocol):
         """Flush and free."""
 
 
+class Callback:
+    """What code of your own hears of a run, as ``Trainer(cfg, callbacks=[...])``: override what you want to hear.
+
+    The calls come from the training loop, one after the other, and what they take counts as training time. One that
+    raises is reported once and not called again; it never stops a run. What should: :meth:`Trainer.stop`.
+    """
+
+    def start(self, config: dict[str, Any], info: dict[str, Any]) -> None:
+        """Hear what is going to run: the options, and versions, machine, backends as in ``run_info.json``."""
+
+    def log(self, metrics: Metrics) -> None:
+        """Hear of one iteration: the row of ``metrics.jsonl``."""
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Hear of one evaluation: ``env_steps``, ``wall_s``, per-episode ``returns`` and ``lengths``."""
+
+    def close(self) -> None:
+        """Hear that the run has ended, in whatever way."""
+
+
 class RewindableSink(Sink, Protocol):
     """A sink that can take back rows: of a run that is rolled back."""
 
