@@ -414,6 +414,7 @@ def test_an_unknown_backend_in_the_environment_is_refused(tmp_path: Path) -> Non
 NO_COMPILER = {"CXX": "/bin/false", "CC": "/bin/false"}
 
 
+@pytest.mark.slow
 def test_compile_without_a_compiler_is_an_error_if_asked_for_by_name(tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")  # a warm cache would hide that the compiler is missing
     where = tmp_path / "cwd"

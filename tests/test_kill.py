@@ -250,13 +250,28 @@ def test_a_signal_while_environments_are_replayed_leaves_at_once_and_harms_nothi
 # Two trainers
 
 
+HOLDER = """
+import sys
+from pathlib import Path
+from ppo_fast.lock import Lock
+lock = Lock(Path(sys.argv[1]))
+lock.take()
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_second_trainer_is_refused_in_a_line(tmp_path: Path) -> None:
-    first = start(tmp_path / "run", steps=10**6)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("")  # the directory of a run, held by a process as a trainer holds it
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None
     try:
-        wait_for(tmp_path / "run", 1, first)
-        second = subprocess.run(
-            command(tmp_path / "run"), capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False
-        )
+        assert first.stdout.readline() == "taken\n"
+        second = subprocess.run(command(run), capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
     finally:
         first.kill()
         first.communicate()

@@ -34,7 +34,9 @@ def shell(cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(tmp_path: Path) -> None:
+def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = (
         "ppo_fast.study",
         "--out",
@@ -66,20 +68,23 @@ def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(tmp_path: Path
     assert [run["gymnasium"] for run in results["runs"]] == [np.mean(each["returns"]) for each in elsewhere]
     kept = [*out.glob("*-seed*/metrics.jsonl"), *out.glob("*-seed*/gymnasium.json")]
     before = {path: path.stat().st_mtime_ns for path in kept}
-    again = shell(tmp_path, *command)
-    assert again.returncode == 0
-    assert "2 runs, 2 finished" in again.stdout
-    assert "started" not in again.stdout
+    monkeypatch.chdir(tmp_path)
+    again = call(study.main, capsys, *command[1:])
+    assert again.code == 0
+    assert "2 runs, 2 finished" in again.out
+    assert "started" not in again.out
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    other = shell(tmp_path, *command, "--gamma", "0.5")
-    assert other.returncode == 2
-    assert "was made with gamma 0.99, not 0.5: take another --out" in other.stderr
-    longer = shell(tmp_path, *command, "--total-timesteps", "900")  # finished runs go on, if more is asked for
-    assert longer.stdout.count("finished Inv") == 2, longer.stderr
+    other = call(study.main, capsys, *command[1:], "--gamma", "0.5")
+    assert other.code == 2
+    assert "was made with gamma 0.99, not 0.5: take another --out" in other.err
+    longer = call(
+        study.main, capsys, *command[1:], "--total-timesteps", "900"
+    )  # finished runs go on, if more is asked for
+    assert longer.out.count("finished Inv") == 2, longer.err
     assert all(path.stat().st_mtime_ns != at for path, at in before.items())
-    picture = shell(tmp_path, "ppo_fast.plot", *map(str, sorted(out.glob("*-seed*"))), "--out", "p.png")
-    assert picture.returncode == 0, picture.stderr
-    assert "| 2 |" in picture.stdout
+    picture = call(plot.main, capsys, *map(str, sorted(out.glob("*-seed*"))), "--out", "p.png")
+    assert picture.code == 0, picture.err
+    assert "| 2 |" in picture.out
     assert (tmp_path / "p.png").exists()
 
 

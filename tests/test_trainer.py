@@ -308,6 +308,7 @@ def test_metrics_rows_have_the_promised_names_and_are_json(tmp_path: Path) -> No
     assert evaluation["env_steps"] == rows[-1]["env_steps"]
 
 
+@pytest.mark.draws
 def test_run_directory_holds_config_checkpoint_and_picture(tmp_path: Path) -> None:
     cfg = config(tmp_path / "run")
     result = Trainer(cfg).run()
@@ -706,6 +707,7 @@ def test_rollback_without_a_checkpoint_to_go_back_to_stops(tmp_path: Path, monke
 # A disk that refuses
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("refused", ["checkpoint", "rows", "report", "picture"])
 def test_a_disk_that_refuses_stops_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: str

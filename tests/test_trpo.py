@@ -399,6 +399,7 @@ def test_fisher_information_is_the_covariance_of_the_score(policy: Any) -> None:
     torch.testing.assert_close(matrix, covariance, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow  # 25 s; the fast learner, whose steps are held to the reference's, learns in test_algos.py
 def test_the_reference_solves_inverted_pendulum() -> None:
     # 1000 is the most there is; every one of seeds 1 to 3 reached it after 15,000 steps.
     agent = trpo.TRPO(trpo.Settings(total_timesteps=15_000, num_envs=8, num_steps=128, minibatch_size=128))

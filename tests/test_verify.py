@@ -24,7 +24,12 @@ def torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learners, "LEARNERS", {"torch eager": learners.LEARNERS["torch eager"]})
 
 
-def test_everything_holds_and_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_everything_holds_and_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    if not compiled:  # a minute
+        monkeypatch.delitem(learners.LEARNERS, "torch compile")
     done = call(main, capsys, *SMALL)
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
@@ -33,7 +38,8 @@ def test_everything_holds_and_fits_a_terminal(capsys: pytest.CaptureFixture[str]
     assert all(len(line) <= 80 for line in tables if not line.startswith("  without "))
     for stage in ("observations", "GAE", "minibatch order", "values", "loss", "clipped gradient", "Adam", "weights"):
         assert any(line.startswith(f"  {stage} ") for line in tables), stage
-    for name in ("gymnasium", *(n for n, there in kernels.available().items() if there), "torch", "compile"):
+    backends = [name for name, there in kernels.available().items() if there]
+    for name in ("gymnasium", *backends, "torch", "eager", *(["compile"] if compiled else [])):
         assert any(name in line.split() for line in tables), name
     assert re.fullmatch(r"all \d+ checks hold", lines[-1])
 

@@ -41,10 +41,15 @@ TIMING = ("wall_s", "sps", "startup_s")  # and everything under time/
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Run torch in one thread, as a training run does; tests import this fixture."""
+def one_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run torch in one thread, as a training run does; tests import this fixture.
+
+    No run draws its picture, which takes longer than a short run itself, unless the test is marked ``draws``.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    if request.node.get_closest_marker("draws") is None:
+        monkeypatch.setattr(RunDir, "draw", lambda self: None)
     yield
     torch.set_num_threads(before)
 
