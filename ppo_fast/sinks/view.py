@@ -1,0 +1,160 @@
+"""What the live view shows: lines for a terminal of any size, the dearest first. Nothing here knows a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from ppo_fast.sinks.progress import Evaluation, History, Progress, clock
+from ppo_fast.symptoms import Symptom
+
+_LABEL, _WIDEST = 12, 100  # columns
+_SPARKS = "▁▂▃▄▅▆▇█"
+_MOST_SYMPTOMS = 3
+_PHASES = ("physics", "act", "advantage", "update", "checkpoint")
+_UPDATE = {  # what a row may hold, as it is called and written here
+    "approx_kl": ("KL", "{:.4f}"),
+    "clip_frac": ("clipped", "{:.0%}"),
+    "entropy": ("entropy", "{:.2f}"),
+    "explained_var": ("explained variance", "{:.2f}"),
+    "learning_rate": ("learning rate", "{:.1e}"),
+    "grad_norm": ("gradient norm", "{:.2f}"),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines that are shown together or not at all; those of the lowest rank come first."""
+
+    rank: int
+    lines: list[Text]
+
+
+def frame(
+    title: str, place: str, progress: Progress, symptoms: Sequence[Symptom], *, width: int, height: int
+) -> list[Text]:
+    """Return at most ``height`` lines of at most ``width`` columns.
+
+    Args:
+        title: what runs.
+        place: the run directory.
+        progress: with at least one row.
+        symptoms: the gravest first.
+        width, height: columns and lines there are.
+    """
+    width = min(width, _WIDEST)
+    blocks = [
+        Block(0, [Text(title, "bold cyan")]),
+        Block(9, [Text(place, "dim")]),
+        Block(1, [_bar(progress.share, width)]),
+        *_first_matters(2, _flow("", _where(progress), width)),
+        *_first_matters(4, _flow("speed", _speed(progress), width)),
+        Block(4, [_curve("return", progress.returns, width, "green")]),
+        Block(8, [_curve("length", progress.lengths, width, "blue")]),
+        *_first_matters(5, _flow("evaluation", _evaluations(progress), width)),
+        *_first_matters(6, _flow("update", _update(progress), width)),
+    ]
+    for more, symptom in enumerate(symptoms[:_MOST_SYMPTOMS]):
+        blocks.append(Block(3 + 2 * more, _wrapped(f"▲ {symptom.what}", width, "bold yellow")))
+        blocks.append(Block(6 + more, _wrapped(f"  {symptom.cause}; {symptom.remedy}", width, "yellow")))
+    lines = [line for block in _fitting(blocks, height) for line in block.lines]
+    for line in lines:
+        line.truncate(width, overflow="ellipsis")
+        line.no_wrap = True
+    return lines
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return one block character a value, from the lowest to the highest."""
+    if not values:
+        return ""
+    low, span = min(values), max(values) - min(values)
+    return "".join(_SPARKS[round((value - low) / span * (len(_SPARKS) - 1)) if span > 0 else 0] for value in values)
+
+
+def _fitting(blocks: Sequence[Block], height: int) -> list[Block]:
+    """Return those that fit, chosen by rank, in their order."""
+    chosen, left = set(), height
+    for index in sorted(range(len(blocks)), key=lambda index: blocks[index].rank):
+        if len(blocks[index].lines) <= left:
+            left -= len(blocks[index].lines)
+            chosen.add(index)
+    return [block for index, block in enumerate(blocks) if index in chosen]
+
+
+def _first_matters(rank: int, lines: list[Text]) -> list[Block]:
+    """Return a block of the first line, and one of the others, which are the first to go when space is short."""
+    return [Block(rank, lines[:1]), Block(max(rank, 7), lines[1:])]
+
+
+def _bar(share: float, width: int) -> Text:
+    percent = f" {share:6.1%}"
+    columns = max(width - len(percent), 1)
+    done = round(share * columns)
+    return Text.assemble(("━" * done, "green"), ("━" * (columns - done), "bright_black"), (percent, "bold"))
+
+
+def _where(progress: Progress) -> list[str]:
+    left = progress.seconds_left
+    return [
+        f"{progress.steps:,} of {progress.total:,} steps",
+        f"{'-' if left is None else clock(left)} to go",
+        f"{clock(progress.wall_s)} so far",
+    ]
+
+
+def _speed(progress: Progress) -> list[str]:
+    shares = progress.shares
+    names = [*_PHASES, *(name for name in shares if name not in _PHASES)]
+    parts = [f"{name} {shares[name]:.0%}" for name in names if name in shares]
+    if parts:
+        parts[0] += " of the time"
+    return [f"{progress.sps:,.0f} steps/s", *parts]
+
+
+def _curve(label: str, history: History, width: int, style: str) -> Text:
+    if history.latest is None:
+        return Text.assemble((label.ljust(_LABEL), "dim"), "no episode has ended yet")
+    latest, most = f"{history.latest:,.0f}", f"most {history.highest:,.0f}"
+    room = width - _LABEL - len(latest) - len(most) - 6
+    line = Text.assemble((label.ljust(_LABEL), "dim"), (latest, "bold"), f"   {most}   ")
+    return line.append(sparkline(history.values(room)), style) if room > 0 else line
+
+
+def _evaluations(progress: Progress) -> list[str]:
+    if progress.last is None or progress.best is None:
+        return ["none yet"]
+
+    def shown(of: Evaluation) -> str:
+        return f"{of.mean:,.1f} ± {of.std:,.1f} at {of.env_steps:,}"
+
+    if progress.last is progress.best:
+        return [f"{shown(progress.last)}, the best"]
+    return [shown(progress.last), f"best {shown(progress.best)}"]
+
+
+def _update(progress: Progress) -> list[str]:
+    values = {name: progress.row.get(name) for name in _UPDATE}
+    return [f"{_UPDATE[k][0]} {_UPDATE[k][1].format(v)}" for k, v in values.items() if v is not None]
+
+
+def _flow(label: str, parts: Iterable[str], width: int) -> list[Text]:
+    """Return parts side by side, in as many lines as they need, behind a label if there is one."""
+    indent = _LABEL if label else 0
+    rows = [""]
+    for part in parts:
+        longer = f"{rows[-1]}   {part}" if rows[-1] else part
+        if rows[-1] and indent + len(longer) > width:
+            rows.append(part)
+        else:
+            rows[-1] = longer
+    return [Text.assemble((("" if i else label).ljust(indent), "dim"), row) for i, row in enumerate(rows)]
+
+
+def _wrapped(words: str, width: int, style: str) -> list[Text]:
+    # An option stays whole.
+    lines = textwrap.wrap(words, max(width, 8), subsequent_indent="  ", break_on_hyphens=False)
+    return [Text(line, style) for line in lines]
