@@ -16,6 +16,7 @@ from typing import Any
 from ppo_fast.timing import shares
 
 WINDOW = 10  # rows: a symptom is a median over so many, and is gone when it has been absent for as many
+JUDGED_EVERY = 5  # rows, because an iteration may take no longer than 20 ms, and a judgement 0.3
 LONG = 20  # the same for the critic, which may need more than 10 iterations to predict anything
 
 KL_OVER_TARGET = 3.0  # Spinning Up ends an update at 1.5 times the target; beyond twice it, rsl_rl lowers the rate
@@ -62,7 +63,7 @@ class Symptoms:
 
     def forget(self) -> None:
         """Begin afresh: the rows of a run that is rolled back say nothing of what follows."""
-        self._recent = _Recent(self._config, self._info)
+        self._recent, self._rows = _Recent(self._config, self._info), 0
         self._absent: dict[str, int] = {}  # rows since each was last seen
         self._seen: dict[str, Symptom] = {}
 
@@ -74,6 +75,9 @@ class Symptoms:
     def take(self, row: Row) -> list[Symptom]:
         """Take one row of metrics; return what was not wrong before."""
         self._recent.take(row)
+        self._rows += 1
+        if self._rows % JUDGED_EVERY:
+            return []
         arisen = []
         for name, rule in RULES.items():
             if (words := rule(self._recent)) is not None:
@@ -81,7 +85,7 @@ class Symptoms:
                     arisen.append(name)
                 self._seen[name], self._absent[name] = Symptom(name, *words), 0
             elif name in self._seen:
-                self._absent[name] += 1
+                self._absent[name] += JUDGED_EVERY
                 if self._absent[name] >= WINDOW:
                     del self._seen[name]
         return [self._seen[name] for name in arisen]

@@ -128,22 +128,35 @@ class History:
     def values(self, width: int) -> list[float]:
         """Return at most ``width`` values, means of neighbours where there are more."""
         values = np.array([value for _, value in self._points])
-        return [float(part.mean()) for part in np.array_split(values, min(width, len(values)))] if len(values) else []
+        edges = np.linspace(0, len(values), min(width, len(values)), endpoint=False).astype(int)
+        if not len(edges):
+            return []
+        means: list[float] = (np.add.reduceat(values, edges) / np.diff(edges, append=len(values))).tolist()
+        return means
 
 
 class Pace:
-    """Say when it is time again."""
+    """Say when it is time again.
 
-    def __init__(self, every_s: float) -> None:
-        self._every, self._last = every_s, -float("inf")
+    Args:
+        every_s: seconds between two times, at least.
+        cost: what is done then may take this share of all time.
+    """
+
+    def __init__(self, every_s: float, cost: float = 1.0) -> None:
+        self._every, self._cost, self._next = every_s, cost, 0.0
 
     def due(self) -> bool:
-        """Return whether so much time has passed since it was last due."""
+        """Return whether it is time, and if so begin to wait again."""
         now = time.monotonic()
-        if now - self._last < self._every:
+        if now < self._next:
             return False
-        self._last = now
+        self._next = now + self._every
         return True
+
+    def took(self, seconds: float) -> None:
+        """Take how long it took what was due."""
+        self._next = max(self._next, time.monotonic() + seconds / self._cost)
 
 
 def clock(seconds: float) -> str:
