@@ -52,7 +52,7 @@ def progress(rows: int = 60) -> Progress:
 
 def shown(width: int, height: int, symptoms: Sequence[Symptom] = (), of: Progress | None = None) -> list[str]:
     lines = frame(TITLE, PLACE, of or progress(), symptoms, width=width, height=height)
-    return [line.plain for line in lines]
+    return ["".join(words for words, _ in line) for line in lines]
 
 
 # --- what it shows ---------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_a_view_that_fails_becomes_plain_lines_and_stops_nothing(
     sink = live_sink(terminal)
     sink.log(row(100))
     monkeypatch.setattr("ppo_fast.sinks.live.frame", fail)
-    monkeypatch.setattr(sink, "_draw_pace", Pace(0.0))
+    monkeypatch.setattr(sink, "_draw_pace", Pace(0.0, float("inf")))
     for steps in (200, 300, 10_000):
         sink.log(row(steps))
     assert caplog.messages == ["the live view failed and is switched off, plain lines follow: RuntimeError: no view"]
@@ -238,7 +238,7 @@ def test_a_view_that_fails_becomes_plain_lines_and_stops_nothing(
 def test_a_new_size_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     sink = live_sink(terminal)
-    monkeypatch.setattr(sink, "_draw_pace", Pace(0.0))
+    monkeypatch.setattr(sink, "_draw_pace", Pace(0.0, float("inf")))
     sink.log(row(100))
     sink._console.size = (40, 10)  # type: ignore[assignment]
     before = len(terminal.getvalue())

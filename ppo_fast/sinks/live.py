@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 from ppo_fast.sinks import Metrics
 from ppo_fast.sinks.console import ConsoleSink
 from ppo_fast.sinks.progress import Pace
-from ppo_fast.sinks.view import frame
+from ppo_fast.sinks.view import Line, frame
 from ppo_fast.symptoms import Symptom
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.live import Live
-    from rich.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +36,17 @@ def can_be_live(console: Console) -> bool:
 
 
 class _Lines:
-    """Lines that fit, for rich: a quarter of the work of a group of texts, which it would wrap again."""
+    """Lines that fit, for rich: a quarter of the work of texts, which it would wrap again."""
 
-    def __init__(self, lines: Sequence[Text]) -> None:
+    def __init__(self, lines: Sequence[Line]) -> None:
         self._lines = lines
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.segment import Segment
 
         for line in self._lines:
-            yield from line.render(console)
+            for words, style in line:
+                yield Segment(words, console.get_style(style) if style else None)
             yield Segment.line()
 
 

@@ -6,8 +6,6 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.text import Text
-
 from ppo_fast.sinks.progress import Evaluation, History, Progress, clock
 from ppo_fast.symptoms import Symptom
 
@@ -25,17 +23,20 @@ _UPDATE = {  # what a row may hold, as it is called and written here
 }
 
 
+Line = list[tuple[str, str]]  # words and their style, as rich calls it
+
+
 @dataclass(frozen=True)
 class Block:
     """Lines that are shown together or not at all; those of the lowest rank come first."""
 
     rank: int
-    lines: list[Text]
+    lines: list[Line]
 
 
 def frame(
     title: str, place: str, progress: Progress, symptoms: Sequence[Symptom], *, width: int, height: int
-) -> list[Text]:
+) -> list[Line]:
     """Return at most ``height`` lines of at most ``width`` columns.
 
     Args:
@@ -47,8 +48,8 @@ def frame(
     """
     width = min(width, _WIDEST)
     blocks = [
-        Block(0, [Text(title, "bold cyan")]),
-        Block(9, [Text(place, "dim")]),
+        Block(0, [[(_printable(title), "bold cyan")]]),
+        Block(9, [[(_printable(place), "dim")]]),
         Block(1, [_bar(progress.share, width)]),
         *_first_matters(2, _flow("", _where(progress), width)),
         *_first_matters(4, _flow("speed", _speed(progress), width)),
@@ -60,11 +61,7 @@ def frame(
     for more, symptom in enumerate(symptoms[:_MOST_SYMPTOMS]):
         blocks.append(Block(3 + 2 * more, _wrapped(f"▲ {symptom.what}", width, "bold yellow")))
         blocks.append(Block(6 + more, _wrapped(f"  {symptom.cause}; {symptom.remedy}", width, "yellow")))
-    lines = [line for block in _fitting(blocks, height) for line in block.lines]
-    for line in lines:
-        line.truncate(width, overflow="ellipsis")
-        line.no_wrap = True
-    return lines
+    return [_cropped(line, width) for block in _fitting(blocks, height) for line in block.lines]
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -85,16 +82,16 @@ def _fitting(blocks: Sequence[Block], height: int) -> list[Block]:
     return [block for index, block in enumerate(blocks) if index in chosen]
 
 
-def _first_matters(rank: int, lines: list[Text]) -> list[Block]:
+def _first_matters(rank: int, lines: list[Line]) -> list[Block]:
     """Return a block of the first line, and one of the others, which are the first to go when space is short."""
     return [Block(rank, lines[:1]), Block(max(rank, 7), lines[1:])]
 
 
-def _bar(share: float, width: int) -> Text:
+def _bar(share: float, width: int) -> Line:
     percent = f" {share:6.1%}"
     columns = max(width - len(percent), 1)
     done = round(share * columns)
-    return Text.assemble(("━" * done, "green"), ("━" * (columns - done), "bright_black"), (percent, "bold"))
+    return [("━" * done, "green"), ("━" * (columns - done), "bright_black"), (percent, "bold")]
 
 
 def _where(progress: Progress) -> list[str]:
@@ -115,13 +112,13 @@ def _speed(progress: Progress) -> list[str]:
     return [f"{progress.sps:,.0f} steps/s", *parts]
 
 
-def _curve(label: str, history: History, width: int, style: str) -> Text:
+def _curve(label: str, history: History, width: int, style: str) -> Line:
+    line = [(label.ljust(_LABEL), "dim")]
     if history.latest is None:
-        return Text.assemble((label.ljust(_LABEL), "dim"), "no episode has ended yet")
+        return [*line, ("no episode has ended yet", "")]
     latest, most = f"{history.latest:,.0f}", f"most {history.highest:,.0f}"
     room = width - _LABEL - len(latest) - len(most) - 6
-    line = Text.assemble((label.ljust(_LABEL), "dim"), (latest, "bold"), f"   {most}   ")
-    return line.append(sparkline(history.values(room)), style) if room > 0 else line
+    return [*line, (latest, "bold"), (f"   {most}   ", ""), (sparkline(history.values(max(room, 0))), style)]
 
 
 def _evaluations(progress: Progress) -> list[str]:
@@ -141,7 +138,7 @@ def _update(progress: Progress) -> list[str]:
     return [f"{_UPDATE[k][0]} {_UPDATE[k][1].format(v)}" for k, v in values.items() if v is not None]
 
 
-def _flow(label: str, parts: Iterable[str], width: int) -> list[Text]:
+def _flow(label: str, parts: Iterable[str], width: int) -> list[Line]:
     """Return parts side by side, in as many lines as they need, behind a label if there is one."""
     indent = _LABEL if label else 0
     rows = [""]
@@ -151,10 +148,27 @@ def _flow(label: str, parts: Iterable[str], width: int) -> list[Text]:
             rows.append(part)
         else:
             rows[-1] = longer
-    return [Text.assemble((("" if i else label).ljust(indent), "dim"), row) for i, row in enumerate(rows)]
+    return [[(("" if i else label).ljust(indent), "dim"), (words, "")] for i, words in enumerate(rows)]
 
 
-def _wrapped(words: str, width: int, style: str) -> list[Text]:
+def _wrapped(words: str, width: int, style: str) -> list[Line]:
     # An option stays whole.
     lines = textwrap.wrap(words, max(width, 8), subsequent_indent="  ", break_on_hyphens=False)
-    return [Text(line, style) for line in lines]
+    return [[(line, style)] for line in lines]
+
+
+def _cropped(line: Line, width: int) -> Line:
+    """Return the line, which ends in dots if it was longer."""
+    if sum(len(words) for words, _ in line) <= width:
+        return line
+    kept: Line = []
+    left = width - 1
+    for words, style in line:
+        kept.append((words[:left], style))
+        left -= len(words[:left])
+    return [*kept, ("…", "")]
+
+
+def _printable(words: str) -> str:
+    """Return the words without what would move the cursor: a directory may be called anything."""
+    return "".join(c if c.isprintable() else "?" for c in words)
