@@ -59,8 +59,8 @@ def frame(
         *_first_matters(6, _flow("update", _update(progress), width)),
     ]
     for more, symptom in enumerate(symptoms[:_MOST_SYMPTOMS]):
-        blocks.append(Block(3 + 2 * more, _wrapped(f"▲ {symptom.what}", width, "bold yellow")))
-        blocks.append(Block(6 + more, _wrapped(f"  {symptom.cause}; {symptom.remedy}", width, "yellow")))
+        blocks.append(Block(3 + 2 * more, _wrapped(symptom.what, "▲ ", width, "bold yellow")))
+        blocks.append(Block(6 + more, _wrapped(f"{symptom.cause}; {symptom.remedy}", "  ", width, "yellow")))
     return [_cropped(line, width) for block in _fitting(blocks, height) for line in block.lines]
 
 
@@ -118,7 +118,8 @@ def _curve(label: str, history: History, width: int, style: str) -> Line:
         return [*line, ("no episode has ended yet", "")]
     latest, most = f"{history.latest:,.0f}", f"most {history.highest:,.0f}"
     room = width - _LABEL - len(latest) - len(most) - 6
-    return [*line, (latest, "bold"), (f"   {most}   ", ""), (sparkline(history.values(max(room, 0))), style)]
+    gap = ("   ", "")
+    return [*line, (latest, "bold"), gap, (most, ""), gap, (sparkline(history.values(max(room, 0))), style)]
 
 
 def _evaluations(progress: Progress) -> list[str]:
@@ -151,10 +152,9 @@ def _flow(label: str, parts: Iterable[str], width: int) -> list[Line]:
     return [[(("" if i else label).ljust(indent), "dim"), (words, "")] for i, words in enumerate(rows)]
 
 
-def _wrapped(words: str, width: int, style: str) -> list[Line]:
-    # An option stays whole.
-    lines = textwrap.wrap(words, max(width, 8), subsequent_indent="  ", break_on_hyphens=False)
-    return [[(line, style)] for line in lines]
+def _wrapped(words: str, mark: str, width: int, style: str) -> list[Line]:
+    lines = textwrap.wrap(words, max(width - len(mark), 8), break_on_hyphens=False)  # an option stays whole
+    return [[(" " * len(mark) if i else mark, style), (line, style)] for i, line in enumerate(lines)]
 
 
 def _cropped(line: Line, width: int) -> Line:
