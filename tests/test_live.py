@@ -105,6 +105,16 @@ def test_a_row_of_another_algorithm_shows_what_it_has() -> None:
     assert [line for line in shown(80, 23, of=run) if "KL 0.0100" in line and "clipped" not in line]
 
 
+def test_a_run_that_is_rolled_back_is_estimated_from_there() -> None:
+    run = progress()
+    run.rewind(2000)
+    assert "no episode" not in " ".join(shown(80, 23, of=run))
+    assert run.returns.latest == 200.0
+    run.take(row(2100))
+    run.take(row(2200))
+    assert run.seconds_left == pytest.approx(78.0)  # 7,800 steps at 100 a second
+
+
 def test_a_sparkline_spans_from_lowest_to_highest() -> None:
     assert sparkline([0.0, 7.0, 3.0, 4.0]) == "▁█▄▅"
     assert sparkline([5.0, 5.0]) == "▁▁"

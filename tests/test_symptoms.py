@@ -167,3 +167,8 @@ def test_runs_that_learned_show_none_of_the_policy(path: Path) -> None:
     symptoms = Symptoms({**CONFIG, "num_envs": 64}, info)
     arisen = {s.name for text in path.read_text().splitlines() for s in symptoms.take(json.loads(text))}
     assert arisen <= {"slow learner"}
+
+
+def test_the_documentation_has_a_row_for_each() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "watching.md").read_text()
+    assert re.findall(r"^\| ([\w ]+) \|", page.split("| symptom |")[1], re.MULTILINE) == list(RULES)

@@ -76,7 +76,9 @@ class Progress:
 
     @property
     def sps(self) -> float:
-        """Env steps per second over the last rows."""
+        """Env steps per second over the last rows; 0 before there is one."""
+        if not self._recent:
+            return 0.0
         first, last = self._recent[0], self._recent[-1]
         seconds = float(last["wall_s"] or 0.0) - float(first["wall_s"] or 0.0)
         return (self.steps - int(first["env_steps"] or 0)) / seconds if seconds > 0 else float(last["sps"] or 0.0)
