@@ -55,3 +55,12 @@ def simd_level() -> str:
         return _core.simd_level()
     except ValueError as err:
         raise BackendError(str(err)) from None
+
+
+def simd_levels() -> list[str]:
+    """Return the SIMD levels that the core runs here, the best first; none where it has no actor and learner."""
+    try:
+        from ppo_fast import _core
+    except ImportError:
+        return []
+    return _core.simd_levels() if hasattr(_core, "simd_levels") else []

@@ -73,6 +73,11 @@ def choose_device(asked: str) -> torch.device:
     return torch.device("cuda" if available and asked != "cpu" else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """Return the GPU's or the processor's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+
+
 def cpu_model() -> str:
     """Return the processor's name as the system gives it."""
     try:

@@ -38,38 +38,41 @@ def _train(argv: list[str]) -> int:
 
     from ppo_fast.cli import parse_config
     from ppo_fast.sinks.console import ConsoleSink
+    from ppo_fast.sinks.live import LiveSink, can_be_live
+    from ppo_fast.sinks.symptoms import SymptomSink
     from ppo_fast.trainer import Trainer
 
     cfg = parse_config(argv, prog="python -m ppo_fast.train", description=DESCRIPTION)
-    console = Console(highlight=False, soft_wrap=True)
-    live = console.is_terminal and not cfg.quiet
-    status = console.status("starting") if live else None
+    # The file is named, so that the console goes on to write there when the live view replaces sys.stdout.
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
     def write(line: str) -> None:
         if not cfg.quiet:
             console.print(line, markup=False)
 
-    progress = ConsoleSink(cfg.total_timesteps, write, status.update if status else None)
-    trainer = Trainer(cfg, [progress], started=_STARTED)
+    symptoms, live = SymptomSink(), None
+    if can_be_live(console) and not cfg.quiet:
+        live = LiveSink(cfg.total_timesteps, console, lambda: symptoms.present)
+    trainer = Trainer(cfg, [symptoms, live or ConsoleSink(cfg.total_timesteps, write)], started=_STARTED)
     console.print(banner(trainer), markup=False)
-    if status:
-        status.start()
-    try:
-        with stop_on_signals(trainer) as received:
-            result = trainer.run()
-    finally:
-        if status:
-            status.stop()
+    if live:
+        live.title, live.place = title(trainer), str(trainer.run_dir.path)
+    with stop_on_signals(trainer, live.interrupt if live else lambda say: say()) as received:
+        result = trainer.run()
     console.print(ending(result), markup=False)
     return 128 + received[0] if received and result.stopped else 0
 
 
 @contextlib.contextmanager
-def stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
+def stop_on_signals(trainer: Trainer, interrupt: Callable[[Callable[[], None]], None]) -> Iterator[list[int]]:
     """Have SIGINT and SIGTERM stop the trainer at its next boundary, and a second one end the process at once.
 
     So does the first one where nothing has been done yet that could be saved, as while environments are replayed.
     Ending at once loses what came after the last checkpoint and nothing else, since whatever is written is atomic.
+
+    Args:
+        trainer: what to stop.
+        interrupt: calls what it is given as soon as the terminal is free for a word.
 
     Yields:
         The signals received so far.
@@ -82,7 +85,7 @@ def stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
         received.append(number)
         name = signal.Signals(number).name
         trainer.stop(name)
-        os.write(2, f"\n{name}: saving after this iteration; once more to leave at once\n".encode())
+        interrupt(lambda: _say(f"{name}: saving after this iteration; once more to leave at once"))
 
     with signals_handled_by(handle):
         yield received
@@ -103,8 +106,22 @@ def signals_handled_by(handle: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def _leave(number: int, _: object) -> NoReturn:
-    os.write(2, f"\nppo_fast.train: {signal.Signals(number).name}: leaving at once\n".encode())
+    _say(f"ppo_fast.train: {signal.Signals(number).name}: leaving at once")
     os._exit(128 + number)
+
+
+def _say(line: str) -> None:
+    os.write(2, f"\n{line}\n".encode())  # not print, which a signal may find in the midst of its work
+
+
+def title(trainer: Trainer) -> str:
+    """Return in a line what runs and on what, for the live view."""
+    from ppo_fast.algos import NAMES
+    from ppo_fast.system import device_name
+
+    cfg, device = trainer.cfg, trainer.device
+    parts = (cfg.env, NAMES[cfg.algo], f"preset {cfg.preset}", f"seed {cfg.seed}", f"{device} ({device_name(device)})")
+    return " · ".join(parts)
 
 
 def ending(result: RunResult) -> str:

@@ -83,10 +83,8 @@ class Trainer:
         self.timer = PhaseTimer()
         self.info = describe(cfg, self.device, self.learner, why_learner, self.actor, why_actor)
         self.info["resume"] = {"exact": self.parts.log is not None, "why_not": self.parts.why_not_exact}
-        self.info["resumed_at"] = None
-        facts = {
-            "env_spec": spec_to_json(self.spec), "versions": self.info["versions"], "numerics": numerics(self.info)
-        }  # fmt: skip
+        self.info |= {"resumed_at": None, "env_spec": spec_to_json(self.spec)}
+        facts = {**{name: self.info[name] for name in ("env_spec", "versions")}, "numerics": numerics(self.info)}
         self.saver = Saver(self.run_dir.checkpoints, cfg, self.parts, facts, self.timer, self.sinks.sync)
         self.final: EpisodeStats | None = None
         self._stop = ""

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 # What needs no screen; what MUJOCO_GL names is tried first.
 RENDERERS = ("egl", "osmesa") if sys.platform == "linux" else ("glfw",)
 MAX_STEPS = 1000
-TIMEOUT_S = 600
+TIMEOUT_S, PROBE_TIMEOUT_S = 600, 60
+MEND = "On Debian or Ubuntu: apt-get install libegl1 libosmesa6"
 
 
 def film(checkpoint: Path, target: Path, *, seed: int) -> Path:
@@ -32,39 +33,61 @@ def film(checkpoint: Path, target: Path, *, seed: int) -> Path:
     Raises:
         BackendError: no renderer works; the message says why for each and what to install.
     """
-    asked = os.environ.get("MUJOCO_GL")
-    reasons = []
+    reasons: list[str] = []
     tmp = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
-        for renderer in dict.fromkeys(((asked,) if asked else ()) + RENDERERS):
-            failure = _render_in_child(checkpoint, tmp, seed, renderer)
-            if failure is None:
+        for renderer in _renderers():
+            failure = _in_child([str(checkpoint), str(tmp), str(seed)], renderer, TIMEOUT_S)
+            if not failure and tmp.exists():
                 os.replace(tmp, target)
                 return target
-            reasons.append(f"{renderer}: {failure}")
+            reasons.append(f"{renderer}: {failure or 'exit code 0, and no film'}")
     finally:
         tmp.unlink(missing_ok=True)
-    raise BackendError(
-        f"no video, since no renderer works here ({'; '.join(reasons)}). On Debian or Ubuntu: apt-get install libegl1 "
-        "libosmesa6"
-    )
+    raise BackendError(f"no video, since no renderer works here ({'; '.join(reasons)}). {MEND}")
 
 
-def _render_in_child(checkpoint: Path, target: Path, seed: int, renderer: str) -> str | None:
-    """Run :func:`render` in a process of its own; return None, or in one line why it failed."""
-    command = [sys.executable, "-m", "ppo_fast.video", str(checkpoint), str(target), str(seed)]
+def find_renderer() -> tuple[str, list[str]]:
+    """Return the renderer that :func:`film` would use, empty if none works, and why those before it do not."""
+    reasons: list[str] = []
+    for renderer in _renderers():
+        failure = _in_child([], renderer, PROBE_TIMEOUT_S)
+        if not failure:
+            return renderer, reasons
+        reasons.append(f"{renderer}: {failure}")
+    return "", reasons
+
+
+def _renderers() -> list[str]:
+    asked = os.environ.get("MUJOCO_GL")
+    return list(dict.fromkeys(((asked,) if asked else ()) + RENDERERS))
+
+
+def _in_child(arguments: list[str], renderer: str, timeout: int) -> str:
+    """Run this module in a process of its own; return in one line why it failed, empty if it did not."""
+    command = [sys.executable, "-m", "ppo_fast.video", *arguments]
     environment = {**os.environ, "MUJOCO_GL": renderer}
     try:
         child = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=TIMEOUT_S,
+            timeout=timeout,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return f"no answer in {TIMEOUT_S} s"
-    if child.returncode == 0 and target.exists():
-        return None
+        return f"no answer in {timeout} s"
+    if child.returncode == 0:
+        return ""
     log.info("renderer %s failed:\n%s", renderer, child.stderr)
     return (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+
+
+def probe() -> None:
+    """Render a picture of nothing in this process; MUJOCO_GL says with what."""
+    import mujoco
+
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    with mujoco.Renderer(model, 16, 16) as renderer:
+        renderer.update_scene(mujoco.MjData(model))
+        renderer.render()
 
 
 def render(checkpoint: Path, target: Path, seed: int) -> None:
@@ -110,4 +133,7 @@ def _has_camera(env: Any, name: str) -> bool:
 
 
 if __name__ == "__main__":
-    render(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    if sys.argv[1:]:
+        render(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        probe()

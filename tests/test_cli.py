@@ -23,10 +23,9 @@ import torch
 from commands import TINY, Outcome, call, files_below
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
-from ppo_fast import cli, info, play, presets, system, train
+from ppo_fast import cli, play, presets, train
 from ppo_fast.config import Config
 from ppo_fast.errors import BackendError, ConfigError, NonFiniteError
-from ppo_fast.kernels import _select
 from ppo_fast.run_dir import RunDir
 
 Command = Callable[..., Outcome]
@@ -526,60 +525,6 @@ def test_a_video_command_can_be_pasted_whatever_the_run_directory(command: Comma
         ["sh", "-c", f"printf '%s\\n' {shown[1]}"], capture_output=True, text=True, check=True
     ).stdout
     assert words.splitlines()[3:] == ["my runs/it's", "--video", "my runs/it's/video.mp4"]
-
-
-def test_info_prints_versions_machine_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = call(info.main, capsys)
-    assert outcome.code == 0
-    shown = {line[:20].strip(): line[20:] for line in outcome.out.splitlines()}
-    assert shown["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert shown["torch"] == torch.__version__
-    assert {"ppo_fast", "envpool", "gymnasium", "mujoco", "system", "cpu", "cpus", "cuda", "C++ core"} <= set(shown)
-    states = [shown[f"kernels {name}"] for name in ("cpp", "numba", "reference")]
-    assert all(re.match("available|missing: .", state) for state in states)
-    assert sum(state.endswith("(active)") for state in states) == 1
-
-
-def test_info_says_why_the_core_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = system.build_info()
-    facts["core_build"] = {"built": False, "error": "no C++ compiler"}
-    facts["kernels"] = {
-        "active": "numba",
-        "available": {"cpp": False, "numba": True, "reference": True},
-        "why_not": {"cpp": "the C++ core was not built: no C++ compiler"},
-    }
-    monkeypatch.setattr(system, "build_info", lambda: facts)
-    out = call(info.main, capsys).out
-    assert "C++ core            not built: no C++ compiler\n" in out
-    assert "kernels cpp         missing: the C++ core was not built: no C++ compiler\n" in out
-    assert "kernels numba       available (active)\n" in out
-
-
-@pytest.mark.parametrize(
-    ("asked", "error"),
-    [
-        ("cpp", "none: kernel backend 'cpp' cannot be used: it does not load"),
-        ("cpq", "none: PPO_FAST_BACKEND must be one of auto, cpp, numba, reference, got 'cpq' (did you mean 'cpp'?)"),
-    ],
-)
-def test_info_tells_why_the_kernels_asked_for_cannot_be_had(
-    asked: str, error: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PPO_FAST_BACKEND", asked)
-    monkeypatch.setattr(_select, "_active", None)
-    monkeypatch.setattr(_select, "_loaded", {})
-    monkeypatch.setattr(_select, "_reasons", {"cpp": "it does not load"})
-    assert info.main([]) == 0
-    shown = {line[:20].strip(): line[20:] for line in capsys.readouterr().out.splitlines()}
-    assert shown["torch"] == torch.__version__
-    assert shown["kernels cpp"] == "missing: it does not load"
-    assert shown["kernels active"] == error
-    with pytest.raises(BackendError):  # what a trainer asks first
-        _select.active()
-
-
-def test_info_refuses_options(capsys: pytest.CaptureFixture[str]) -> None:
-    is_refused(call(info.main, capsys, "--verbose"), "unknown option '--verbose'", prog="ppo_fast.info")
 
 
 # --- taking a run up again -------------------------------------------------------------------------------------------

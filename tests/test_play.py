@@ -299,7 +299,7 @@ class Child:
         ("dies", "egl: exit code -11"),
         ("fails", "egl: last words"),
         ("hangs", "egl: no answer in 600 s"),
-        ("writes nothing", "egl: exit code 0"),
+        ("writes nothing", "egl: exit code 0, and no film"),
     ],
 )
 def test_a_child_that_fails_leaves_the_old_film_untouched(

@@ -13,8 +13,9 @@ import pytest
 from ppo_fast import sinks
 from ppo_fast.errors import BackendError
 from ppo_fast.sinks import Metrics, Sinks
-from ppo_fast.sinks.console import ConsoleSink, clock
+from ppo_fast.sinks.console import ConsoleSink, line
 from ppo_fast.sinks.files import JsonlSink
+from ppo_fast.sinks.progress import Progress, clock
 from ppo_fast.sinks.tensorboard import TensorBoardSink, tag
 
 CONFIG = {"env": "Ant-v5", "total_timesteps": 1000}
@@ -277,47 +278,48 @@ def test_a_sink_whose_package_is_missing_is_an_error_that_names_it(
     assert not list(tmp_path.iterdir())
 
 
-# --- the terminal ----------------------------------------------------------------------------------------------------
+# --- plain lines -----------------------------------------------------------------------------------------------------
+def shown_after(*rows: Metrics) -> str:
+    progress = Progress(1000)
+    for each in rows:
+        progress.take(each)
+    return line(progress)
+
+
 def test_a_progress_line_says_how_far_how_fast_and_where_time_goes() -> None:
-    sink = ConsoleSink(1000, print, None)
-    assert "ETA -" in sink.line(row(1, 150))  # nothing to go by yet but a row with the compilation in it
+    assert "ETA -" in shown_after(row(1, 150))  # nothing to go by yet but a row with the compilation in it
     # From there 100 steps in 2 s, so the other 750 take 15 s; phases 6 + 1 + 2 + 1 = 10 s; 12,345.6 rounds to 12,346.
     expected = "250 steps 25.0% ETA 0:15 12,346 SPS return 321 physics 60% act 10% update 20% KL 0.0123"
-    assert " ".join(sink.line(row(2, 250)).split()) == expected
+    assert " ".join(shown_after(row(1, 150), row(2, 250)).split()) == expected
 
 
 def test_before_the_first_episode_ends_there_is_no_return() -> None:
-    assert "return      -" in ConsoleSink(1000, print, None).line(row(1, 250, episode_return=None))
+    assert "return      -" in shown_after(row(1, 250, episode_return=None))
 
 
 def test_a_resumed_run_estimates_from_what_it_did_itself() -> None:
-    sink = ConsoleSink(1000, print, None)
-    assert "ETA -" in sink.line({**row(9, 800), "wall_s": 70.0})  # nothing to go by yet
+    first = {**row(9, 800), "wall_s": 70.0}
+    assert "ETA -" in shown_after(first)  # nothing to go by yet
     # 100 steps in 4 s since the resumption, whatever the 800 before it took: 100 steps to go take 4 s.
-    assert "ETA 0:04" in sink.line({**row(10, 900), "wall_s": 74.0})
+    assert "ETA 0:04" in shown_after(first, {**row(10, 900), "wall_s": 74.0})
 
 
 def test_plain_lines_are_few_and_the_last_one_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     written: list[str] = []
-    sink = ConsoleSink(1000, written.append, None)
+    sink = ConsoleSink(1000, written.append)
     for i in range(1, 11):  # ten iterations, a second apart
         sink.log(row(i, 100 * i))
         now[0] += 1.0
     assert [line.split()[0] for line in written] == ["100", "600", "1,000"]
 
 
-def test_on_a_terminal_the_line_is_replaced_and_the_last_one_stays() -> None:
+def test_an_evaluation_is_written_at_once() -> None:
     written: list[str] = []
-    shown: list[str] = []
-    sink = ConsoleSink(1000, written.append, shown.append)
-    sink.log(row(1, 500))
-    sink.evaluation(evaluation(500, 1.0, 3.0))
-    sink.log(row(2, 1000))
-    assert [line.split()[0] for line in shown] == ["500"]
-    assert "evaluation over 2 episodes: mean 2.0, std 1.4, min 1.0, max 3.0" in written[0]
-    assert written[1].split()[:3] == ["1,000", "steps", "100.0%"]
+    ConsoleSink(1000, written.append).evaluation(evaluation(500, 1.0, 3.0))
+    (words,) = written
+    assert "500 steps  evaluation over 2 episodes: mean 2.0, std 1.4, min 1.0, max 3.0" in words
 
 
 @pytest.mark.parametrize(
