@@ -28,7 +28,7 @@ LEVELS = {
     4: ["native", "state"],
     5: ["rollout", "learners", "evaluation"],
     6: ["run_dir", "run_info", "parts", "video", "lockstep"],
-    7: ["saver", "cli"],
+    7: ["saver", "cli", "report"],
     8: ["trainer"],
     9: ["train", "play", "info", "verify", "study", "plot"],
 }
