@@ -71,7 +71,8 @@ def _scores(runs: Sequence[RunScores]) -> Html:
         "with its 95 % bootstrap interval. Marks: seeds whose mean of three evaluations passed a return, and their "
         "median time."
     )
-    whole = table("Scores over seeds", scores.HEAD, scores.rows(runs), numbers=range(2, 9))
+    rows = [(*row, tag("span", marks.replace("; ", "\n"), class_="lines")) for *row, marks in scores.rows(runs)]
+    whole = table("Scores over seeds", scores.HEAD, rows, numbers=range(2, 9))
     return section("Scores", whole, note(words))
 
 
@@ -80,7 +81,7 @@ def _differences(tasks: dict[Key, TaskScores]) -> Html:
     values: dict[str, list[set[str]]] = {}
     for column, task in enumerate(tasks.values()):
         for run in task.runs:
-            for option in options(read(run.path).config):
+            for option in options({"algo": run.algo, **read(run.path).config}):
                 if option.name not in _OWN:
                     cells = values.setdefault(option.name, [set() for _ in tasks])
                     cells[column].add(show(option.value))

@@ -49,6 +49,12 @@ class RunFiles:
         total = self.config.get("total_timesteps")
         return is_number(total) and any(row["env_steps"] >= total for row in self.evaluations[-1:])
 
+    @property
+    def best(self) -> dict[str, Any]:
+        """The row of the evaluation with the highest mean; empty if there is none."""
+        rows = zip(self.evaluations, self.stats, strict=True)
+        return max(rows, key=lambda pair: pair[1].mean, default=({}, None))[0]
+
     def curve(self, name: str, against: str = "env_steps") -> tuple[Floats, Floats]:
         """Return (x, y) of a metric over the rows that have a finite number of it."""
         points = [(row[against], row[name]) for row in self.rows if is_number(row.get(name))]

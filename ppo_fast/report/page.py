@@ -106,7 +106,7 @@ def document(title: str, kind: str, lead: object, *sections: object) -> bytes:
     )
     header = tag("header", tag("p", f"ppo_fast · {kind}", class_="over"), tag("h1", title), lead)
     footer = tag(
-        "footer", f"Written by ppo_fast {__version__}. Everything on this page comes from the files beside it."
+        "footer", f"Written by ppo_fast {__version__}. Every number on this page comes from the files of its runs."
     )
     body = tag("body", tag("main", header, *sections, footer))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n".encode()

@@ -76,13 +76,13 @@ def _alerts(run: RunFiles) -> Html:
 def _tiles(run: RunFiles) -> Html:
     tiles: list[tuple[str, object, str]] = []
     if run.stats:
-        last, means = run.stats[-1], [stats.mean for stats in run.stats]
+        last = run.stats[-1]
         score = join([f"{last.mean:,.1f} ", tag("small", f"± {last.ci95:,.1f}")])
         under = f"95 % CI of the mean over {len(last.returns)} episodes, mean actions; std {last.std:,.1f}, "
         under += f"{last.returns.min():,.1f} to {last.returns.max():,.1f}"
         tiles.append(("Final evaluation" if run.finished else "Last evaluation", score, under))
-        at = run.evaluations[int(np.argmax(means))]["env_steps"]
-        tiles.append(("Best evaluation", f"{max(means):,.1f}", f"at step {at:,}"))
+    if run.best:
+        tiles.append(("Best evaluation", f"{np.mean(run.best['returns']):,.1f}", f"at step {run.best['env_steps']:,}"))
     _, returns = run.curve("episode_return")
     if returns.size:
         tiles.append(("Training return", f"{returns[-1]:,.1f}", "last 100 episodes, sampled actions"))
@@ -100,6 +100,8 @@ def _tiles(run: RunFiles) -> Html:
 
 def _learning(run: RunFiles) -> Html:
     charts, drawn = [], []
+    means = np.array([stats.mean for stats in run.stats])
+    spread = np.array([np.percentile(stats.returns, [10, 90]) for stats in run.stats]).reshape(-1, 2)
     time = ("minutes of training", 60.0) if run.wall_s >= 180 else ("seconds of training", 1.0)
     for title, key, label, scale in (
         ("Return against steps", "env_steps", "environment steps", 1.0),
@@ -109,9 +111,7 @@ def _learning(run: RunFiles) -> Html:
         drawn = [Curve(x, y, "training, last 100 episodes, sampled actions", 3)] if x.size else []
         if run.stats:
             at = np.array([row[key] for row in run.evaluations], np.float64)
-            means = np.array([stats.mean for stats in run.stats])
-            low, high = np.array([np.percentile(stats.returns, [10, 90]) for stats in run.stats]).T
-            drawn.append(Curve(at, means, "evaluation, mean actions", 0, low, high, marked=True))
+            drawn.append(Curve(at, means, "evaluation, mean actions", 0, spread[:, 0], spread[:, 1], marked=True))
         if drawn:
             charts.append(chart(title, drawn, x_label=label, x_scale=scale))
     if not charts:
@@ -188,6 +188,8 @@ def show(value: Any) -> str:
     """Return the value of an option or a fact as people write it."""
     if value is None:
         return "unset"
+    if type(value) is int:
+        return f"{value:,}"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return value if isinstance(value, str) and value else json.dumps(value)
@@ -195,7 +197,7 @@ def show(value: Any) -> str:
 
 def _machine(run: RunFiles) -> Html:
     rows = [
-        (f"{group} {name}".replace("_", " ").strip(), show(fact))
+        (f"{group.replace('_', ' ')} {name}".strip(), show(fact))
         for group, facts in run.info.items()
         for name, fact in (facts if isinstance(facts, dict) else {"": facts}).items()
         if fact not in (None, "", {}, [])
@@ -217,10 +219,9 @@ def _again(run: RunFiles, out: Path) -> Html:
     }
     if not run.finished:
         commands["To go on:"] = f"python -m ppo_fast.train --run-dir {folder} --resume auto"
-    best = {row["env_steps"] for row, stats in zip(run.evaluations, run.stats, strict=True)
-            if stats.mean == max(each.mean for each in run.stats)}  # fmt: skip
+    best = run.best["env_steps"] if run.best else None
     there = [(path, "checkpoint") for path in checkpoint.find(run.path / "checkpoints")]
-    there = [(path, what + ", best evaluation" * (int(path.name[5:]) in best)) for path, what in there]
+    there = [(path, what + ", best evaluation" * (int(path.name[5:]) == best)) for path, what in there]
     there += [(path, what) for name, what in _FILES.items() if (path := run.path / name).exists()]
     films = sorted(run.path.glob("*.mp4"))
     files = [
@@ -230,4 +231,5 @@ def _again(run: RunFiles, out: Path) -> Html:
     # Referred to, not embedded: a film has megabytes, and another command makes it when the page has been written.
     shown = [tag("video", src=url(path, out), controls="controls", preload="metadata") for path in films[:1]]
     lines = [part for text, line in commands.items() for part in (tag("p", text), tag("pre", line))]
-    return section("To have it again", *lines, *shown, table("Files", ("file", "what it is"), files))
+    words = "The same numbers need the same versions on a processor of the same family."
+    return section("To have it again", *lines, note(words), *shown, table("Files", ("file", "what it is"), files))

@@ -60,7 +60,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Return round numbers between ``low`` and ``high``, some ``about`` of them: multiples of 1, 2 or 5 times 10^k."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.7 * rough)
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.6 * rough)
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
@@ -69,7 +69,8 @@ def labels(at: Sequence[float]) -> list[str]:
     largest = max((abs(value) for value in at), default=0.0)
     step = min((b - a for a, b in pairwise(at)), default=largest)
     if 0 < largest < 1e-3:
-        return [f"{value:.0e}".replace("e-0", "e-") if value else "0" for value in at]
+        digits = math.floor(math.log10(largest) + 1e-9) - math.floor(math.log10(step) + 1e-9)
+        return [f"{value:.{digits}e}".replace("e-0", "e-") if value else "0" for value in at]
     scale, unit = (1e6, "M") if largest >= 1e6 else (1e3, "k") if largest >= 1e4 else (1, "")
     decimals = max(0, -math.floor(math.log10(step / scale) + 1e-9)) if step else 0
     return [f"{value / scale:,.{decimals}f}{unit}" if value else "0" for value in at]
