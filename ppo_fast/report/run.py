@@ -163,8 +163,8 @@ def _speed(run: RunFiles) -> Html:
         return Html()
     rows = [
         (
-            join([tag("i", class_=f"key box c{i % COLORS}"), name]), f"{value:,.2f}", f"{value / whole:.1%}",
-            f"{1e6 * value / max(run.env_steps, 1):,.1f}",
+            tag("span", tag("i", class_=f"key box c{i % COLORS}"), name, class_="lines"), f"{value:,.2f}",
+            f"{value / whole:.1%}", f"{1e6 * value / max(run.env_steps, 1):,.1f}",
         )
         for i, (name, value) in enumerate(shares)
     ]  # fmt: skip
