@@ -1,15 +1,18 @@
-"""``python -m ppo_fast.plot RUN...``: compare runs in one picture and one table."""
+"""``python -m ppo_fast.plot RUN...``: compare runs in one picture and one table, and as a page."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ppo_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ppo_fast.scores import RunScores
 
 PROG = "python -m ppo_fast.plot"
 
@@ -20,8 +23,10 @@ class PlotOptions:
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """run directories"""
-    out: str = "curves.png"
-    """PNG to write"""
+    out: str = ""
+    """PNG to write; empty: curves.png, and none where --html is given"""
+    html: str = ""
+    """page to write: of several runs a comparison, of one run its report, even if it has not come to its end"""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -36,20 +41,42 @@ def main(args: list[str] | None = None) -> int:
 
 def _plot(options: PlotOptions) -> None:
     from ppo_fast import scores
-    from ppo_fast.plotting import draw_runs
 
-    out = Path(options.out)
+    out = options.out or ("" if options.html else "curves.png")
+    for name, path, suffix in (("out", out, ".png"), ("html", options.html, ".html")):
+        if path and (Path(path).suffix != suffix or not Path(path).absolute().parent.is_dir()):
+            raise ConfigError(f"{name} must be a path that ends in {suffix}, in a directory that exists, got {path!r}")
     if not options.runs:
         raise ConfigError("name at least one run directory")
-    if out.suffix != ".png" or not out.absolute().parent.is_dir():
-        raise ConfigError(f"out must be a path that ends in .png, in a directory that exists, got {options.out!r}")
-    runs = [scores.read_run(Path(path)) for path in options.runs]
+    alone = len(options.runs) == 1
+    runs = [scores.read_run(Path(path)) for path in options.runs] if out or not alone else []
     empty = [str(run.path) for run in runs if not run.means.size]
     if empty:
         raise ConfigError(f"no evaluation yet in {', '.join(empty)}")
-    draw_runs(runs, out)
-    print("\n".join(scores.table(runs)))
-    print(f"\npicture {out}")
+    if out:
+        from ppo_fast.plotting import draw_runs
+
+        draw_runs(runs, Path(out))
+    if runs:
+        print("\n".join(scores.table(runs)) + "\n")
+    if out:
+        print(f"picture {out}")
+    if options.html:
+        _write_page(options, runs)
+        print(f"page {options.html}")
+
+
+def _write_page(options: PlotOptions, runs: list[RunScores]) -> None:
+    from ppo_fast.files import write_atomic
+    from ppo_fast.report.compare import compare_page
+    from ppo_fast.report.files import read
+    from ppo_fast.report.run import run_page
+
+    page = Path(options.html)
+    if len(options.runs) == 1:
+        write_atomic(page, run_page(read(Path(options.runs[0])), page))
+    else:
+        write_atomic(page, compare_page(runs, page))
 
 
 if __name__ == "__main__":

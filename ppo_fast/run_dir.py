@@ -6,6 +6,7 @@ metrics.jsonl         one object per iteration
 evaluations.jsonl     one object per evaluation
 checkpoints/          see checkpoint.py
 learning_curve.png    drawn at the end
+report.html           written at the end, see report/
 nonfinite.json        where NaN or infinity was found, if it was
 .lock                 held while a trainer writes here
 """

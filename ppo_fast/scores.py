@@ -164,26 +164,34 @@ def by_task(runs: Sequence[RunScores]) -> dict[tuple[str, str, str], TaskScores]
     return {key: TaskScores(group) for key, group in groups.items()}
 
 
-def table(runs: Sequence[RunScores], at: Sequence[int] = ()) -> list[str]:
-    """Return the table of all tasks as Markdown, with every number that the protocol asks for.
+HEAD = (
+    "task", "algorithm, preset", "steps", "seeds", "mean ± std", "IQM, 95 %", "worst", "sampled actions",
+    "on Gymnasium", "marks",
+)  # fmt: skip
+
+
+def rows(runs: Sequence[RunScores], at: Sequence[int] = ()) -> list[tuple[str, ...]]:
+    """Return the table of all tasks below ``HEAD``, with every number that the protocol asks for.
 
     Args:
         runs: of any tasks.
-        at: further lines say how the same runs stood after so many steps, where they went beyond.
+        at: further rows say how the same runs stood after so many steps, where they went beyond.
     """
-    lines = [
-        "| task | algorithm, preset | steps | seeds | mean ± std | IQM, 95 % | worst | sampled actions "
-        "| on Gymnasium | marks |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
-    ]
+    found = []
     for (env, algo, preset), task in by_task(runs).items():
         end = min(float(run.steps[-1]) for run in task.runs)
         earlier = [task.until(steps) for steps in sorted(at) if 1.01 * steps < end]
-        lines += [f"| {env} | {algo}, {preset} | {_cells(env, stand)} |" for stand in (*earlier, task) if stand.runs]
-    return lines
+        found += [(env, f"{algo}, {preset}", *_cells(env, stand)) for stand in (*earlier, task) if stand.runs]
+    return found
 
 
-def _cells(env: str, task: TaskScores) -> str:
+def table(runs: Sequence[RunScores], at: Sequence[int] = ()) -> list[str]:
+    """Return :func:`rows` as lines of Markdown."""
+    head, *body = (f"| {' | '.join(row)} |" for row in (HEAD, *rows(runs, at)))
+    return [head, f"|---|---|{'--:|' * 7}---|", *body]
+
+
+def _cells(env: str, task: TaskScores) -> tuple[str, ...]:
     finals = task.finals
     low, high = bootstrap_interval([finals], iqm)
     digits = 1 if np.abs(finals).max() < 100 else 0
@@ -196,17 +204,15 @@ def _cells(env: str, task: TaskScores) -> str:
         known = [value for run in task.runs if not math.isnan(value := getattr(run, name))]
         return f"{np.mean(known):,.{digits}f}" if known else "-"
 
-    return " | ".join(
-        (
-            steps,
-            f"{finals.size}",
-            f"{finals.mean():,.{digits}f}{std}",
-            f"{iqm(finals):,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})",
-            f"{finals.min():,.{digits}f}",
-            mean("sampled"),
-            mean("gymnasium"),
-            _marks(env, task),
-        )
+    return (
+        steps,
+        f"{finals.size}",
+        f"{finals.mean():,.{digits}f}{std}",
+        f"{iqm(finals):,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})",
+        f"{finals.min():,.{digits}f}",
+        mean("sampled"),
+        mean("gymnasium"),
+        _marks(env, task),
     )
 
 
@@ -236,8 +242,12 @@ def to_json(runs: Sequence[RunScores]) -> list[dict[str, Any]]:
 
 
 def mean_curve(curves: Sequence[tuple[Floats, Floats]], points: int = 100) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return a grid (G,) that all curves cover, and on it the mean and its 95 % bootstrap interval, (G,) each."""
-    grid = np.linspace(max(float(x[0]) for x, _ in curves), min(float(x[-1]) for x, _ in curves), points)
+    """Return a grid (G,) that all curves cover, and on it the mean and its 95 % bootstrap interval, (G,) each.
+
+    Where they have no stretch in common, G is 0.
+    """
+    start, end = max(float(x[0]) for x, _ in curves), min(float(x[-1]) for x, _ in curves)
+    grid = np.linspace(start, end, points if start <= end else 0)
     values = np.array([np.interp(grid, x, y) for x, y in curves])
     drawn = values[np.random.default_rng(0).integers(len(values), size=(2000, len(values)))].mean(1)
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)

@@ -135,6 +135,7 @@ def ending(result: RunResult) -> str:
         f"\nfinal evaluation: {result.final.mean:.1f} +- {result.final.ci95:.1f} (95 % CI of the mean over "
         f"{len(result.final.returns)} episodes, std {result.final.std:.1f}) after {steps:,} steps "
         f"in {result.state.wall_s:.0f} s\n"
+        f"  report      {run / 'report.html'}\n"
         f"  picture     {run / 'learning_curve.png'}\n"
         f"  checkpoint  {run / 'checkpoints'}/step_{steps:012d}\n"
         f"  video       {film}"

@@ -20,6 +20,7 @@ from ppo_fast.evaluation import EpisodeStats, InterruptedEvaluation, Policy, eva
 from ppo_fast.metrics import explained_variance
 from ppo_fast.normalizers import ObsNormalizer
 from ppo_fast.parts import make_parts, make_worker_at
+from ppo_fast.report import write_report
 from ppo_fast.rollout import check_advantages, choose_actor
 from ppo_fast.run_dir import RunDir
 from ppo_fast.run_info import describe, differences, numerics
@@ -214,6 +215,7 @@ class Trainer:
         stopped = "" if self.final else self._stop  # a signal after the last evaluation comes too late to stop anything
         if not stopped:
             self.run_dir.draw()
+            write_report(self.run_dir.path)
         if unsaved:
             raise LostError(f"{unsaved}; the end of the run is not saved")
         return RunResult(self.policy(), state, self.final, self.run_dir.path, stopped)
@@ -223,6 +225,7 @@ class Trainer:
         state, done, scale = self.state, self.state.rollbacks, self.state.lr_scale
         self._report(error)
         if self.cfg.on_nan == "stop" or done == MAX_ROLLBACKS or not checkpoint.find(self.run_dir.checkpoints):
+            write_report(self.run_dir.path)
             raise error
         saved = checkpoint.load_newest(self.run_dir.checkpoints, rename_damaged=True)
         self.worker.env.close()

@@ -28,7 +28,7 @@ LEVELS = {
     4: ["native", "state"],
     5: ["rollout", "learners", "evaluation"],
     6: ["run_dir", "run_info", "parts", "video", "lockstep", "graph"],
-    7: ["saver", "cli", "findings"],
+    7: ["saver", "cli", "findings", "report"],
     8: ["trainer"],
     9: ["train", "play", "info", "verify", "study", "plot", "export"],
 }

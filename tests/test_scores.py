@@ -138,6 +138,11 @@ def test_a_mean_curve_stays_where_all_runs_are() -> None:
     np.testing.assert_allclose(high, 2 * grid)
 
 
+def test_curves_without_a_stretch_in_common_have_no_mean() -> None:
+    curves = [(np.array([0.0, 1.0]), np.array([5.0, 6.0])), (np.array([2.0, 3.0]), np.array([7.0, 8.0]))]
+    assert [array.shape for array in mean_curve(curves)] == [(0,)] * 4
+
+
 def test_results_are_json_without_nan(tmp_path: Path) -> None:
     text = json.dumps(scores.to_json([run(sampled=math.nan), run(means=[])]), allow_nan=False)
     assert json.loads(text)[0]["sampled"] is None
