@@ -18,7 +18,7 @@ from ppo_fast.report.page import Html, document, fold, join, link, note, section
 from ppo_fast.report.run import show
 from ppo_fast.report.svg import Curve, chart, legend
 from ppo_fast.scores import RunScores, TaskScores
-from ppo_fast.sinks.console import clock
+from ppo_fast.sinks.progress import clock
 
 Key = tuple[str, str, str]  # environment, algorithm, preset
 

@@ -15,7 +15,7 @@ from ppo_fast.report.files import RunFiles, is_number
 from ppo_fast.report.options import command, options
 from ppo_fast.report.page import Html, document, fold, join, link, note, section, table, tag, url
 from ppo_fast.report.svg import COLORS, Curve, bar, chart, legend
-from ppo_fast.sinks.console import clock
+from ppo_fast.sinks.progress import clock
 
 _LISTED = 20  # evaluations in the table; their file has all
 # The small charts in this order, and after them whatever else the rows hold.
