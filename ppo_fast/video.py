@@ -69,20 +69,20 @@ def _render_in_child(checkpoint: Path, target: Path, seed: int, renderer: str) -
 
 def render(checkpoint: Path, target: Path, seed: int) -> None:
     """Render in this process; MUJOCO_GL says with what."""
-    import gymnasium
     import imageio_ffmpeg
     import numpy as np
 
+    from ppo_fast.envs.gymnasium import make_filmed
     from ppo_fast.evaluation import load_policy
     from ppo_fast.kernels import env_seeds
 
     policy = load_policy(checkpoint)
-    env = gymnasium.make(policy.spec.env_id, render_mode="rgb_array")
+    env = make_filmed(policy.spec)
     if _has_camera(
         env, "track"
     ):  # the default camera of some tasks (Ant) stands still, and the robot leaves the picture
         env.close()
-        env = gymnasium.make(policy.spec.env_id, render_mode="rgb_array", camera_name="track")
+        env = make_filmed(policy.spec, camera_name="track")
     obs, _ = env.reset(seed=int(env_seeds(seed, 0, 1, purpose=1)[0]))
     frame = np.asarray(env.render())
     height, width = frame.shape[:2]
