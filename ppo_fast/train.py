@@ -127,6 +127,7 @@ def ending(result: RunResult) -> str:
 def banner(trainer: Trainer) -> str:
     """Return what is about to run and on what, one fact a line."""
     from ppo_fast.algos import NAMES
+    from ppo_fast.keywords import write_keywords
 
     cfg, info = trainer.cfg, trainer.info
     is_ppo = cfg.algo == "ppo"
@@ -148,7 +149,7 @@ def banner(trainer: Trainer) -> str:
         "task": f"{cfg.env}, preset {cfg.preset}, seed {cfg.seed}, {cfg.total_timesteps:,} steps",
         "environments": f"{cfg.num_envs} on {info['env_backend']['name']} ({info['env_backend']['reason']}), "
         f"{info['env_backend']['mode']}, "
-        f"observation {trainer.spec.obs_dim}, "
+        f"observation {trainer.spec.obs_dim}{f' ({layout})' if (layout := trainer.spec.obs_layout) else ''}, "
         + (f"{n} discrete actions" if (n := trainer.spec.num_actions) else f"action {trainer.spec.act_dim}"),
         "batch": f"{cfg.num_envs} envs x {cfg.num_steps} steps = {cfg.batch_size} rows, {epochs} epochs x "
         f"{cfg.num_minibatches} minibatches of {cfg.minibatch_size}" + whose,
@@ -168,6 +169,8 @@ def banner(trainer: Trainer) -> str:
         f"learner {learner['threads']}",
         "run dir": str(trainer.run_dir.path),
     }
+    if cfg.env_kwargs:
+        lines["task"] += f", {' '.join(write_keywords(cfg.env_kwargs))}"
     exact = info["resume"]["exact"]
     lines["resume"] = "bit-exact" if exact else f"with new episodes, not bit-exact: {info['resume']['why_not']}"
     if taken_up := info.get("taken_up"):
