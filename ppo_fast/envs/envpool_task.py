@@ -5,6 +5,7 @@ Axes: b rows of a call · D = obs_dim · A = act_dim.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,10 @@ def envpool_task(env_id: str) -> PoolTask:
     """
     try:
         task = import_envpool().make_spec(env_id)
-        space, limit = task.gymnasium_observation_space, int(task.config.max_episode_steps)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of Gymnasium, that EnvPool's bounds are rounded to float32
+            space, action_space = task.gymnasium_observation_space, task.gymnasium_action_space
+        limit = int(task.config.max_episode_steps)
         players = int(task.config.max_num_players)
     except BackendError:
         raise
@@ -77,9 +81,7 @@ def envpool_task(env_id: str) -> PoolTask:
         raise EnvError(f"{env_id}: EnvPool cannot make it: {reason}") from error
     if players != 1:
         raise EnvError(f"{env_id}: it has {players} players, and only environments with one are supported")
-    spec = spec_from_spaces(
-        env_id, "envpool", space, task.gymnasium_action_space, limit if 0 < limit < _NO_LIMIT else None
-    )
+    spec = spec_from_spaces(env_id, "envpool", space, action_space, limit if 0 < limit < _NO_LIMIT else None)
     dtype = np.dtype(list(task.action_array_spec.values())[-1].dtype)
     return PoolTask(spec, _keys(task, space), dtype)
 
