@@ -109,18 +109,23 @@ def _leave(number: int, _: object) -> NoReturn:
 
 def ending(result: RunResult) -> str:
     """Return where a run has come to, and what can be done with it."""
-    run, steps = result.run_dir, result.state.env_steps
+    from ppo_fast.video import can_be_filmed
+
+    run, steps, env = result.run_dir, result.state.env_steps, result.policy.spec.env_id
+    confirm = ["--env", env] if ":" in env else []  # which both commands ask for
     if result.final is None or result.stopped:
-        go_on = shlex.join([sys.executable, "-m", "ppo_fast.train", "--run-dir", str(run), "--resume", "auto"])
+        go_on = shlex.join(
+            [sys.executable, "-m", "ppo_fast.train", "--run-dir", str(run), "--resume", "auto", *confirm]
+        )
         return f"\nstopped by {result.stopped} after {steps:,} steps; to go on:\n  {go_on}"
-    film = shlex.join([sys.executable, "-m", "ppo_fast.play", str(run), "--video", str(run / "video.mp4")])
+    film = shlex.join([sys.executable, "-m", "ppo_fast.play", str(run), "--video", str(run / "video.mp4"), *confirm])
     return (
         f"\nfinal evaluation: {result.final.mean:.1f} +- {result.final.ci95:.1f} (95 % CI of the mean over "
         f"{len(result.final.returns)} episodes, std {result.final.std:.1f}) after {steps:,} steps "
         f"in {result.state.wall_s:.0f} s\n"
         f"  picture     {run / 'learning_curve.png'}\n"
         f"  checkpoint  {run / 'checkpoints'}/step_{steps:012d}\n"
-        f"  video       {film}"
+        + (f"  video       {film}" if can_be_filmed(env) else "  no video, since only EnvPool has this environment")
     )
 
 

@@ -23,6 +23,13 @@ MAX_STEPS = 1000
 TIMEOUT_S = 600
 
 
+def can_be_filmed(env_id: str) -> bool:
+    """Return whether Gymnasium, which renders, has the environment: EnvPool's renderer needs a window system."""
+    from ppo_fast.envs.registry import find_spec
+
+    return find_spec(env_id) is not None
+
+
 def film(checkpoint: Path, target: Path, *, seed: int) -> Path:
     """Write one episode with the mean action to ``target`` (mp4), trying each renderer in a child process.
 

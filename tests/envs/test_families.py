@@ -13,9 +13,10 @@ import envpool
 import numpy as np
 import pytest
 import training
+from commands import call
 from training import Recorder, one_thread  # noqa: F401
 
-from ppo_fast import envs
+from ppo_fast import envs, play, train
 from ppo_fast.envs import exact
 from ppo_fast.envs.base import ActionRescaler
 from ppo_fast.envs.envpool_task import envpool_task
@@ -189,3 +190,12 @@ def test_a_run_that_was_taken_up_ends_as_one_that_was_not(tmp_path: Path) -> Non
     assert rest.trainer.info["taken_up"]["why_restarted"] == ""
     assert rest.rows[0]["iteration"] == 4
     assert rest.fingerprint()["parameters"] == whole.fingerprint()["parameters"]
+
+
+def test_what_only_envpool_has_is_not_filmed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {**options_of("CheetahRun-v1"), "checkpoint_every": 0}
+    run = training.train(training.config(tmp_path / "run", **options))
+    shown = call(play.main, capsys, str(run.result.run_dir), "--video", str(tmp_path / "a.mp4"))
+    assert shown.code == 2
+    assert "video of 'CheetahRun-v1' cannot be made: Gymnasium films, and only EnvPool has it" in shown.err
+    assert "no video, since only EnvPool has this environment" in train.ending(run.result)
