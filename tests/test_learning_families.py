@@ -26,7 +26,7 @@ def final_return(path: Path, env: str, total_timesteps: int, seed: int, **option
 
 @pytest.mark.usefixtures("native_core")
 def test_balances_the_pole_on_envpool(tmp_path: Path) -> None:
-    # 500 is the most there is, and seeds 1, 2 and 3 reached it in all 20 episodes each. A random policy: 22.
+    # 500 is the most there is, and seeds 1, 2 and 3 reached it in all 20 episodes each. A random policy: 21.
     options = {"env_backend": "envpool", "num_envs": 8, "num_steps": 128, "update_epochs": 4}
     assert final_return(tmp_path, "CartPole-v1", 40_000, 1, **options) >= 400
 
@@ -34,7 +34,7 @@ def test_balances_the_pole_on_envpool(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("native_core")
 def test_lands_on_the_moon(tmp_path: Path) -> None:
-    # 200 solves the task. Seeds 1, 2 and 3 gave LUNAR. A random policy: -180.
+    # 200 solves the task. Seeds 1 and 2 gave 264 and 269; no other was run. A random policy: -154.
     options = {
         "env_backend": "envpool", "num_steps": 128, "minibatch_size": 256, "gamma": 0.999, "gae_lambda": 0.98,
         "ent_coef": 0.01,
@@ -45,12 +45,12 @@ def test_lands_on_the_moon(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("native_core")
 def test_the_cheetah_of_deepmind_control_runs(tmp_path: Path) -> None:
-    # Seeds 1, 2 and 3 gave 279, 258 and 65: mean 201, standard error 68. A random policy: RNDC.
+    # Seeds 1, 2 and 3 gave 279, 258 and 65: mean 201, standard error 68. A random policy: 6.
     assert np.mean([final_return(tmp_path, "CheetahRun-v1", 150_000, seed) for seed in range(1, 4)]) >= 100
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("native_core")
 def test_the_walker_of_deepmind_control_walks(tmp_path: Path) -> None:
-    # Seeds 1, 2 and 3 gave WALKER. A random policy: RNDW.
-    assert np.mean([final_return(tmp_path, "WalkerWalk-v1", 80_000, seed) for seed in range(1, 4)]) >= 0
+    # Seed 1 gave 159; no other was run. A random policy: 33.
+    assert final_return(tmp_path, "WalkerWalk-v1", 80_000, 1) >= 80
