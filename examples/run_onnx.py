@@ -15,7 +15,7 @@ path, episodes = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 5
 contract = json.loads(path.with_suffix(".contract.json").read_text())
 policy = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 # An environment of your own is registered by importing its module above; the file does not choose what is imported.
-env = gymnasium.make(contract["environment"]["id"].rpartition(":")[2])
+env = gymnasium.make(contract["environment"]["id"].rpartition(":")[2], **contract["environment"]["kwargs"])
 for episode in range(episodes):
     obs, _ = env.reset(seed=episode)
     total, ended = 0.0, False

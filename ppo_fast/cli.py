@@ -21,6 +21,7 @@ from ppo_fast import checkpoint
 from ppo_fast.algos import why_foreign
 from ppo_fast.config import FIELDS, Config, from_dict, read_toml
 from ppo_fast.errors import CheckpointError, ConfigError, LostError, NonFiniteError, PPOFastError, did_you_mean
+from ppo_fast.keywords import read_keywords, write_keywords
 from ppo_fast.presets import resolve_options
 from ppo_fast.typecheck import describe_type
 
@@ -33,6 +34,9 @@ Options = TypeVar("Options")
 @dataclasses.dataclass(frozen=True)
 class _Options(Config):
     """Config without its checks, so that a bad value becomes one line of ours and not a box of the parser."""
+
+    env_kwargs: tuple[str, ...] = ()  # type: ignore[assignment]
+    """keyword arguments of the environment, which Gymnasium then steps: keyword=value words or one JSON object"""
 
     def __post_init__(self) -> None:
         pass
@@ -60,8 +64,11 @@ def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
     base = resolve_options(*layers, named)
     if wrong := why_foreign(_named(rest), str(base["algo"])):
         raise ConfigError(wrong)
-    options = parse_options(_Options, rest, prog=prog, description=description, default=_Options(**base))
-    return Config(**dataclasses.asdict(options))
+    if sum(arg.partition("=")[0] in ("--env-kwargs", "--env_kwargs") for arg in rest) > 1:  # tyro would take the last
+        raise ConfigError("--env-kwargs is given more than once; name all keywords behind one: --env-kwargs a=1 b=2")
+    default = _Options(**{**base, "env_kwargs": write_keywords(base["env_kwargs"])})
+    options = parse_options(_Options, rest, prog=prog, description=description, default=default)
+    return Config(**{**dataclasses.asdict(options), "env_kwargs": read_keywords(options.env_kwargs)})
 
 
 def _early_options(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

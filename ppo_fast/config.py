@@ -7,7 +7,6 @@ built-in < preset of the task < config file < command line.
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ppo_fast.algos import BELONGS, foreign, why_foreign
+from ppo_fast.algos import foreign
+from ppo_fast.config_rules import check_values
 from ppo_fast.errors import ConfigError, did_you_mean
+from ppo_fast.keywords import checked_keywords
 from ppo_fast.typecheck import describe_type, matches
-
-MAX_ENVS = 65_536  # beyond any machine that one process could use; a slip of the keyboard must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Config:
 
     # --- what to run -------------------------------------------------------------------------------------------------
     env: str = "Ant-v5"
-    """Gymnasium environment id"""
+    """environment id of Gymnasium or EnvPool; or module:Id or module:Class to import a module of yours"""
     algo: Literal["ppo", "trpo", "reinforce"] = "ppo"
     """what turns a rollout into an update; an option of another algorithm is an error"""
     preset: Literal["fast", "sample"] = "fast"
@@ -45,6 +44,8 @@ class Config:
     # --- environments ------------------------------------------------------------------------------------------------
     num_envs: int = 64
     """parallel environments"""
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """keyword arguments of the environment, which Gymnasium then steps"""
     env_backend: Literal["auto", "envpool", "gymnasium"] = "auto"
     """what steps the environments; auto: EnvPool where it has the task, else Gymnasium"""
     env_threads: int = 0
@@ -160,7 +161,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _check_values(self)
+        object.__setattr__(self, "env_kwargs", checked_keywords(self.env_kwargs))
+        check_values(self, DEFAULTS)
 
     @property
     def batch_size(self) -> int:
@@ -179,6 +181,9 @@ class Config:
 
 
 FIELDS: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
+DEFAULTS: dict[str, Any] = {
+    name: {} if field.default is dataclasses.MISSING else field.default for name, field in FIELDS.items()
+}
 
 
 def from_dict(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
@@ -225,76 +230,3 @@ def check_types(cfg: Config) -> None:
             raise ConfigError(f"{name} must be {describe_type(hint)}, got {value!r}")
         if type(value) is int and float in (hint, *typing.get_args(hint)):
             object.__setattr__(cfg, name, float(value))
-
-
-def _check_values(cfg: Config) -> None:
-    def require(ok: bool, name: str, allowed: str) -> None:
-        if not ok:
-            raise ConfigError(f"{name} must be {allowed}, got {getattr(cfg, name)!r}")
-
-    at_least_1 = "num_envs num_steps minibatch_size update_epochs total_timesteps torch_threads eval_episodes"
-    at_least_1 += " critic_epochs cg_steps backtrack_steps"
-    for name in (*at_least_1.split(), "keep_checkpoints"):
-        require(getattr(cfg, name) >= 1, name, "at least 1")
-    for name in ("env_threads", "learner_threads", "eval_every", "checkpoint_every"):
-        require(getattr(cfg, name) >= 0, name, "at least 0")
-    require(cfg.num_envs <= MAX_ENVS, "num_envs", f"at most {MAX_ENVS}")
-    require(0 <= cfg.seed < 2**64, "seed", "in [0, 2**64)")
-    positive = "learning_rate policy_lr adam_eps clip_coef max_grad_norm clip_obs clip_reward delta"
-    for name in positive.split():
-        require(0 < getattr(cfg, name) < math.inf, name, "a finite number above 0")
-    require(0 < cfg.backtrack_coef < 1, "backtrack_coef", "between 0 and 1")
-    for name in ("ent_coef", "vf_coef", "cg_damping"):
-        require(0 <= getattr(cfg, name) < math.inf, name, "a finite number, at least 0")
-    for name in ("gamma", "gae_lambda"):
-        require(0 <= getattr(cfg, name) <= 1, name, "in [0, 1]")
-    require(math.isfinite(cfg.log_std_init), "log_std_init", "finite")
-    for name in ("target_kl", "adaptive_kl"):
-        value = getattr(cfg, name)
-        require(value is None or 0 < value < math.inf, name, "a finite number above 0, or unset")
-    require(len(cfg.hidden_sizes) >= 1 and min(cfg.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
-    require(max(cfg.hidden_sizes) < 2**31, "hidden_sizes", "widths below 2**31")
-    require(len(set(cfg.log)) == len(cfg.log), "log", "a list without repetitions")
-    _check_together(cfg)
-
-
-def _check_together(cfg: Config) -> None:
-    """Raise ``ConfigError`` for options that exclude each other."""
-    set_by_hand = [name for name in BELONGS if getattr(cfg, name) != FIELDS[name].default]
-    if wrong := why_foreign(set_by_hand, cfg.algo):
-        raise ConfigError(wrong)
-    if cfg.adaptive_kl is not None and cfg.anneal_lr:
-        raise ConfigError("adaptive_kl and anneal_lr both set the learning rate: --no-anneal-lr leaves it to the first")
-    if cfg.algo != "ppo" and cfg.norm_adv == "minibatch":
-        raise ConfigError(
-            f"norm_adv 'minibatch' belongs to PPO, and algo is {cfg.algo!r}, whose policy step takes the whole batch; "
-            "'batch' and 'none' are allowed"
-        )
-    if cfg.policy_weight != "advantage" and cfg.gae_lambda != 1.0:
-        raise ConfigError(
-            f"policy_weight {cfg.policy_weight!r} needs gae_lambda 1, without which returns hold values of the critic, "
-            f"got {cfg.gae_lambda!r}"
-        )
-    if cfg.learner_threads and (cfg.learner == "torch" or cfg.update != "auto"):
-        asked = "learner 'torch'" if cfg.learner == "torch" else f"torch's update {cfg.update!r}"
-        raise ConfigError(
-            f"learner_threads {cfg.learner_threads} belongs to the native learner, and {asked} was asked for; "
-            "leave it at 0, or set torch_threads"
-        )
-    if cfg.learner == "native" and cfg.update != "auto":
-        raise ConfigError(
-            f"update {cfg.update!r} belongs to the torch learner, and learner 'native' was asked for; "
-            "leave update at 'auto', or take learner 'torch'"
-        )
-    if cfg.on_nan == "rollback" and not cfg.checkpoint_every:
-        raise ConfigError("on_nan 'rollback' needs checkpoints to go back to, and checkpoint_every is 0")
-    if cfg.total_timesteps <= cfg.batch_size:
-        raise ConfigError(
-            f"total_timesteps must be above num_envs * num_steps = {cfg.batch_size}, the first rollout, which is not "
-            f"learned from, got {cfg.total_timesteps}"
-        )
-    if cfg.batch_size % cfg.minibatch_size:
-        raise ConfigError(
-            f"minibatch_size must divide num_envs * num_steps = {cfg.num_envs} * {cfg.num_steps} = {cfg.batch_size}, "
-            f"got {cfg.minibatch_size}"
-        )

@@ -6,7 +6,7 @@ Axes: N rows · D observation · A action · E episodes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ppo_fast import checkpoint, envs
 from ppo_fast.config import Config, from_dict
 from ppo_fast.envs.base import ActionRescaler, EnvSpec
 from ppo_fast.errors import CheckpointError, NonFiniteError, ShapeError
+from ppo_fast.keywords import checked_keywords
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
 from ppo_fast.state import make_model, unpack_policy
@@ -107,6 +108,7 @@ def evaluate(
     policy: Policy,
     env_id: str,
     *,
+    env_kwargs: Mapping[str, Any] | None = None,
     episodes: int = 20,
     seed: int = 1,
     backend: str = "auto",
@@ -116,14 +118,19 @@ def evaluate(
     """Run ``episodes`` full episodes, one per environment, so that short ones are not favoured.
 
     Actions are the most likely ones. The environments are their own: training is not disturbed, and the same seed gives
-    the same episodes. ``stop`` is asked before every step.
+    the same episodes. ``stop`` is asked before every step. ``env_kwargs`` None are those that the policy was trained
+    with, where ``env_id`` is what it was trained in, and none elsewhere.
 
     Raises:
         InterruptedEvaluation: ``stop`` returned True.
         EnvError, ConfigError, BackendError: the environments cannot be made.
         NonFiniteError: a reward was NaN or infinite.
     """
-    env = envs.make(env_id, episodes, seed=seed, backend=backend, num_threads=num_threads, purpose=EVALUATION)
+    if env_kwargs is None:
+        env_kwargs = policy.spec.env_kwargs if env_id == policy.spec.env_id else {}
+    env = envs.make(
+        env_id, episodes, seed=seed, backend=backend, num_threads=num_threads, purpose=EVALUATION, env_kwargs=env_kwargs
+    )
     try:
         n, d = episodes, env.spec.obs_dim
         obs, rewards = np.zeros((n, d), np.float32), np.zeros(n, np.float32)
@@ -187,6 +194,8 @@ def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
         "max_episode_steps": spec.max_episode_steps,
         "num_actions": spec.num_actions,
         "first_action": spec.first_action,
+        "env_kwargs": dict(spec.env_kwargs),
+        "obs_layout": spec.obs_layout,
     }
 
 
@@ -205,4 +214,6 @@ def spec_from_json(values: dict[str, Any]) -> EnvSpec:
         values["max_episode_steps"],
         values.get("num_actions", 0),
         values.get("first_action", 0),
+        checked_keywords(values.get("env_kwargs", {})),
+        str(values.get("obs_layout", "")),
     )

@@ -104,6 +104,7 @@ def make_contract(saved: Checkpoint, policy: Policy, interface: Interface, file:
         "format_version": CONTRACT_VERSION,
         "environment": {
             "id": policy.spec.env_id,
+            "kwargs": dict(policy.spec.env_kwargs or {}),
             "control_period_s": interface.control_period_s,
             "frame_skip": interface.frame_skip,
             **({"why_null": interface.why_no_period} if interface.why_no_period else {}),

@@ -110,7 +110,7 @@ def _device() -> Finding:
 
 
 def _simulator() -> Finding:
-    from ppo_fast.envs.envpool import import_envpool
+    from ppo_fast.envs.envpool_task import import_envpool
 
     try:
         import_envpool()

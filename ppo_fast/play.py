@@ -46,7 +46,7 @@ def _play(options: PlayOptions) -> None:
     from ppo_fast import checkpoint
     from ppo_fast.cli import trust_env
     from ppo_fast.evaluation import evaluate, policy_from
-    from ppo_fast.video import film
+    from ppo_fast.video import can_be_filmed, film
 
     _check(options)
     saved = checkpoint.locate(options.run, best=options.best)
@@ -54,6 +54,8 @@ def _play(options: PlayOptions) -> None:
     if options.env not in ("", policy.spec.env_id):
         raise ConfigError(f"env {options.env!r} is not that of the run, {policy.spec.env_id!r}")
     trust_env(policy.spec.env_id, options.env)
+    if options.video and not can_be_filmed(policy.spec.env_id):
+        raise ConfigError(f"video of {policy.spec.env_id!r} cannot be made: Gymnasium films, and only EnvPool has it")
     stats = evaluate(
         policy, policy.spec.env_id, episodes=options.episodes, seed=options.seed, backend=options.env_backend
     )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ppo_fast.algos import foreign, why_foreign
-from ppo_fast.config import FIELDS, Config, from_dict
+from ppo_fast.config import DEFAULTS, Config, from_dict
 from ppo_fast.errors import ConfigError
 
 # 64 environments x 64 steps, 10 epochs of 16 minibatches of 256. Ant at 1M steps, seed 1: 2.7k to 4.0k with this (three
@@ -76,11 +76,10 @@ def resolve_options(*layers: Mapping[str, Any]) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     for layer in layers:
         chosen |= from_dict(layer, source="options")
-    env, name, algo = (str(chosen.get(option, FIELDS[option].default)) for option in ("env", "preset", "algo"))
+    env, name, algo = (str(chosen.get(option, DEFAULTS[option])) for option in ("env", "preset", "algo"))
     if wrong := why_foreign(chosen, algo):
         raise ConfigError(wrong)
-    builtin = {name: field.default for name, field in FIELDS.items()}
-    return {**builtin, **preset(env, name, algo), **chosen}
+    return {**DEFAULTS, **preset(env, name, algo), **chosen}
 
 
 def resolve(**overrides: Any) -> Config:

@@ -34,7 +34,17 @@ from ppo_fast.sinks.files import JsonlSink
 log = logging.getLogger(__name__)
 
 # What no resumed run can change.
-_FIXED = ("env", "preset", "algo", "hidden_sizes", "activation", "shared_trunk", "norm_obs", "norm_reward")
+_FIXED = (
+    "env",
+    "env_kwargs",
+    "preset",
+    "algo",
+    "hidden_sizes",
+    "activation",
+    "shared_trunk",
+    "norm_obs",
+    "norm_reward",
+)
 
 
 def default_path(cfg: Config) -> Path:
@@ -224,7 +234,12 @@ def _check_writable(path: Path) -> None:
 def _check_continues(cfg: Config, saved: checkpoint.Checkpoint) -> None:
     """Raise ``ConfigError`` if an option differs that a run cannot change on its way."""
     try:
-        config = {"shared_trunk": False, "algo": "ppo", **saved.state["config"]}  # older ones do not have these options
+        config = {
+            "shared_trunk": False,
+            "algo": "ppo",
+            "env_kwargs": {},
+            **saved.state["config"],
+        }  # older ones do not have these options
         old = {name: config[name] for name in _FIXED}
         int(saved.state["env_steps"])
     except (KeyError, TypeError, ValueError) as err:

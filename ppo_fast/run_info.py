@@ -17,7 +17,7 @@ def describe(
     cfg: Config, device: torch.device, learner: Learner, why_learner: str, actor: str, why_actor: str
 ) -> dict[str, Any]:
     """Return versions, machine, and every choice that was made for the run, with its reason."""
-    backend, reason = envs.resolve_backend(cfg.env, cfg.env_backend)
+    backend, reason = envs.resolve_backend(cfg.env, cfg.env_backend, cfg.env_kwargs)
     workers = envs.workers(backend, cfg.num_envs, num_threads=cfg.env_threads, vectorization=cfg.vectorization)
     native = actor == "native"
     mode = envs.stream_mode(backend, cfg.num_envs, num_threads=workers) if native else "synchronous"

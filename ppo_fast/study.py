@@ -121,7 +121,7 @@ def _jobs(options: StudyOptions, extra: list[str]) -> list[Job]:
             raise ConfigError(f"{flag} is the study's to set, and cannot follow --")
     wanted = {env: parse_config(["--env", env, *extra], prog=PROG, description="") for env in options.envs}
     for env, cfg in wanted.items():
-        envs.spec(cfg.env, cfg.env_backend)
+        envs.spec(cfg.env, cfg.env_backend, cfg.env_kwargs)
         every = options.eval_every or (EVAL_EVERY if cfg.total_timesteps <= LONG else EVAL_EVERY_LONG)
         wanted[env] = dataclasses.replace(cfg, eval_every=every)
     jobs = []
@@ -237,7 +237,7 @@ def _on_gymnasium(options: StudyOptions, job: Job) -> None:
         return
     env, seed = job.cfg.env, job.cfg.seed
     try:
-        envs.spec(env, "gymnasium")
+        envs.spec(env, "gymnasium", job.cfg.env_kwargs)
     except EnvError:
         return  # one of EnvPool's own
     stats = evaluation.evaluate(

@@ -126,11 +126,16 @@ def title(trainer: Trainer) -> str:
 
 def ending(result: RunResult) -> str:
     """Return where a run has come to, and what can be done with it."""
-    run, steps = result.run_dir, result.state.env_steps
+    from ppo_fast.video import can_be_filmed
+
+    run, steps, env = result.run_dir, result.state.env_steps, result.policy.spec.env_id
+    confirm = ["--env", env] if ":" in env else []  # which both commands ask for
     if result.final is None or result.stopped:
-        go_on = shlex.join([sys.executable, "-m", "ppo_fast.train", "--run-dir", str(run), "--resume", "auto"])
+        go_on = shlex.join(
+            [sys.executable, "-m", "ppo_fast.train", "--run-dir", str(run), "--resume", "auto", *confirm]
+        )
         return f"\nstopped by {result.stopped} after {steps:,} steps; to go on:\n  {go_on}"
-    film = shlex.join([sys.executable, "-m", "ppo_fast.play", str(run), "--video", str(run / "video.mp4")])
+    film = shlex.join([sys.executable, "-m", "ppo_fast.play", str(run), "--video", str(run / "video.mp4"), *confirm])
     return (
         f"\nfinal evaluation: {result.final.mean:.1f} +- {result.final.ci95:.1f} (95 % CI of the mean over "
         f"{len(result.final.returns)} episodes, std {result.final.std:.1f}) after {steps:,} steps "
@@ -138,13 +143,14 @@ def ending(result: RunResult) -> str:
         f"  report      {run / 'report.html'}\n"
         f"  picture     {run / 'learning_curve.png'}\n"
         f"  checkpoint  {run / 'checkpoints'}/step_{steps:012d}\n"
-        f"  video       {film}"
+        + (f"  video       {film}" if can_be_filmed(env) else "  no video, since only EnvPool has this environment")
     )
 
 
 def banner(trainer: Trainer) -> str:
     """Return what is about to run and on what, one fact a line."""
     from ppo_fast.algos import NAMES
+    from ppo_fast.keywords import write_keywords
 
     cfg, info = trainer.cfg, trainer.info
     is_ppo = cfg.algo == "ppo"
@@ -166,7 +172,7 @@ def banner(trainer: Trainer) -> str:
         "task": f"{cfg.env}, preset {cfg.preset}, seed {cfg.seed}, {cfg.total_timesteps:,} steps",
         "environments": f"{cfg.num_envs} on {info['env_backend']['name']} ({info['env_backend']['reason']}), "
         f"{info['env_backend']['mode']}, "
-        f"observation {trainer.spec.obs_dim}, "
+        f"observation {trainer.spec.obs_dim}{f' ({layout})' if (layout := trainer.spec.obs_layout) else ''}, "
         + (f"{n} discrete actions" if (n := trainer.spec.num_actions) else f"action {trainer.spec.act_dim}"),
         "batch": f"{cfg.num_envs} envs x {cfg.num_steps} steps = {cfg.batch_size} rows, {epochs} epochs x "
         f"{cfg.num_minibatches} minibatches of {cfg.minibatch_size}" + whose,
@@ -186,6 +192,8 @@ def banner(trainer: Trainer) -> str:
         f"learner {learner['threads']}",
         "run dir": str(trainer.run_dir.path),
     }
+    if cfg.env_kwargs:
+        lines["task"] += f", {' '.join(write_keywords(cfg.env_kwargs))}"
     exact = info["resume"]["exact"]
     lines["resume"] = "bit-exact" if exact else f"with new episodes, not bit-exact: {info['resume']['why_not']}"
     if taken_up := info.get("taken_up"):

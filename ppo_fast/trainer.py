@@ -66,7 +66,7 @@ class Trainer:
         kernels.active()  # a backend that cannot be had shows now
         self.device = choose_device(cfg.device)
         torch.set_num_threads(cfg.torch_threads)
-        self.spec = envs.spec(cfg.env, cfg.env_backend)
+        self.spec = envs.spec(cfg.env, cfg.env_backend, cfg.env_kwargs)
         self.run_dir, saved = RunDir.open(cfg)
         try:
             self._make(saved, callbacks)

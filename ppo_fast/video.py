@@ -24,6 +24,13 @@ TIMEOUT_S, PROBE_TIMEOUT_S = 600, 60
 MEND = "On Debian or Ubuntu: apt-get install libegl1 libosmesa6"
 
 
+def can_be_filmed(env_id: str) -> bool:
+    """Return whether Gymnasium, which renders, has the environment: EnvPool's renderer needs a window system."""
+    from ppo_fast.envs.registry import find_spec
+
+    return find_spec(env_id) is not None
+
+
 def film(checkpoint: Path, target: Path, *, seed: int) -> Path:
     """Write one episode with the mean action to ``target`` (mp4), trying each renderer in a child process.
 
@@ -92,20 +99,20 @@ def probe() -> None:
 
 def render(checkpoint: Path, target: Path, seed: int) -> None:
     """Render in this process; MUJOCO_GL says with what."""
-    import gymnasium
     import imageio_ffmpeg
     import numpy as np
 
+    from ppo_fast.envs.gymnasium import make_filmed
     from ppo_fast.evaluation import load_policy
     from ppo_fast.kernels import env_seeds
 
     policy = load_policy(checkpoint)
-    env = gymnasium.make(policy.spec.env_id, render_mode="rgb_array")
+    env = make_filmed(policy.spec)
     if _has_camera(
         env, "track"
     ):  # the default camera of some tasks (Ant) stands still, and the robot leaves the picture
         env.close()
-        env = gymnasium.make(policy.spec.env_id, render_mode="rgb_array", camera_name="track")
+        env = make_filmed(policy.spec, camera_name="track")
     obs, _ = env.reset(seed=int(env_seeds(seed, 0, 1, purpose=1)[0]))
     frame = np.asarray(env.render())
     height, width = frame.shape[:2]

@@ -33,7 +33,7 @@ Command = Callable[..., Outcome]
 # Flags that scripts and papers use. One may be added here; one that goes or is renamed breaks somebody's command line.
 FLAGS = """
     --env --algo --preset --total-timesteps --seed --run-dir --resume
-    --num-envs --env-backend --env-threads --vectorization
+    --num-envs --env-kwargs --env-backend --env-threads --vectorization
     --device --actor --learner --learner-threads --update --kernels --torch-threads
     --on-nan --num-steps --minibatch-size --update-epochs --learning-rate --anneal-lr --no-anneal-lr --adam-eps
     --gamma --gae-lambda --norm-adv --clip-coef --clip-vloss --no-clip-vloss --ent-coef --vf-coef

@@ -24,6 +24,7 @@ from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
 from ppo_fast.envs.base import ActionRescaler, EnvSpec
 from ppo_fast.envs.envpool_stream import EnvPoolStream
+from ppo_fast.envs.envpool_task import PoolTask
 from ppo_fast.envs.stream import StreamEnv
 from ppo_fast.errors import BackendError, NonFiniteError
 from ppo_fast.learners.native import NativeLearner
@@ -290,7 +291,7 @@ def test_asynchronous_rollouts_are_the_same_in_any_simulated_time(num_envs: int,
     found = []
     for num_workers, seed in itertools.product((1, 2, 16, 64), range(3)):
         pool = FakePool(num_envs + batch_size - 1, batch_size, num_workers, seed=seed)
-        worker = make_worker(EnvPoolStream(MEMORY, pool, num_envs, batch_size), model, 7)
+        worker = make_worker(EnvPoolStream(PoolTask(MEMORY), pool, num_envs, batch_size), model, 7)
         rollouts = [copied(worker.collect(parameters(model, i))) for i in range(3)]
         joined = {name: np.concatenate([r[name][:7] for r in rollouts]) for name in RECORDED}
         found.append({**joined, "last": rollouts[-1]["obs"][-1:]})
@@ -307,7 +308,7 @@ def test_two_short_rollouts_are_one_long_one_of_asynchronous_environments() -> N
     model = ActorCritic(4, 2, (8,))
     joined = []
     for num_steps, rollouts in ((10, 2), (20, 1)):
-        worker = make_worker(EnvPoolStream(MEMORY, FakePool(11, 4, 3), 8, 4), model, num_steps)
+        worker = make_worker(EnvPoolStream(PoolTask(MEMORY), FakePool(11, 4, 3), 8, 4), model, num_steps)
         parts = [copied(worker.collect(parameters(model, 1))) for _ in range(rollouts)]
         joined.append({name: np.concatenate([part[name][:num_steps] for part in parts]) for name in RECORDED})
     for name in RECORDED:

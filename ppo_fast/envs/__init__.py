@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 from ppo_fast.envs.base import CheckedVectorEnv, EnvSpec, VectorEnv
+from ppo_fast.envs.registry import ENVPOOL_TASKS, known_env_ids, resolve_backend
 from ppo_fast.envs.stream import Arrivals, StreamEnv
-from ppo_fast.errors import BackendError, ConfigError, EnvError, did_you_mean
-
-if TYPE_CHECKING:
-    import gymnasium
+from ppo_fast.errors import ConfigError
 
 __all__ = [
     "ENVPOOL_TASKS",
@@ -30,21 +28,6 @@ __all__ = [
     "workers",
 ]
 
-#: The tasks whose EnvPool version is checked against Gymnasium, to the bit (``tests/envs/test_alignment.py``).
-ENVPOOL_TASKS = (
-    "Ant-v5",
-    "HalfCheetah-v5",
-    "Hopper-v5",
-    "Humanoid-v5",
-    "HumanoidStandup-v5",
-    "InvertedDoublePendulum-v5",
-    "InvertedPendulum-v5",
-    "Pusher-v5",
-    "Reacher-v5",
-    "Swimmer-v5",
-    "Walker2d-v5",
-)
-
 
 def make(
     env_id: str,
@@ -56,11 +39,13 @@ def make(
     first_env: int = 0,
     purpose: int = 0,
     vectorization: str = "sync",
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> CheckedVectorEnv:
     """Make ``num_envs`` environments, which step together (:class:`VectorEnv`); the caller closes them.
 
     Args:
-        env_id: registry name, or ``'module:Name-v0'`` to import the module that registers it.
+        env_id: name in Gymnasium's or EnvPool's registry; ``'module:Name-v0'`` to import the module that registers it;
+            or ``'module:Class'``, an environment class of a module.
         num_envs: N >= 1.
         seed: run seed, 0 <= seed < 2**64.
         backend: ``'auto'``, ``'envpool'`` or ``'gymnasium'``; see :func:`resolve_backend`.
@@ -68,13 +53,14 @@ def make(
         first_env: global index of environment 0, where processes share a run.
         purpose: 0 training, 1 evaluation, above 1 training that was resumed; separates their seeds.
         vectorization: ``'sync'`` (this process) or ``'async'`` (one spawned process per environment), Gymnasium only.
+        env_kwargs: keyword arguments of each environment, Gymnasium only.
 
     Raises:
         ConfigError: a number or name is out of range, or an option is given that the backend has no use for.
         EnvError: the environment is unknown or its spaces are not supported.
         BackendError: the backend asked for by name cannot be had.
     """
-    name = _checked_backend(env_id, num_envs, backend, num_threads, vectorization)
+    name = _checked_backend(env_id, num_envs, backend, num_threads, vectorization, env_kwargs)
     if name == "envpool":
         from ppo_fast.envs.envpool import EnvPoolVectorEnv
 
@@ -84,7 +70,13 @@ def make(
     from ppo_fast.envs.gymnasium import GymnasiumVectorEnv
 
     return GymnasiumVectorEnv(
-        env_id, num_envs, seed=seed, first_env=first_env, purpose=purpose, vectorization=vectorization
+        env_id,
+        num_envs,
+        seed=seed,
+        first_env=first_env,
+        purpose=purpose,
+        vectorization=vectorization,
+        env_kwargs=env_kwargs,
     )
 
 
@@ -98,6 +90,7 @@ def make_stream(
     first_env: int = 0,
     purpose: int = 0,
     vectorization: str = "sync",
+    env_kwargs: Mapping[str, Any] | None = None,
     batch_size: int = 0,
 ) -> StreamEnv:
     """Make ``num_envs`` environments that answer in any order where that is faster; the caller closes them.
@@ -105,7 +98,8 @@ def make_stream(
     Each environment answers the same actions with the same bits as in :func:`make`, asynchronous or not.
 
     Args:
-        env_id, num_envs, seed, backend, num_threads, first_env, purpose, vectorization: as for :func:`make`.
+        env_id, num_envs, seed, backend, num_threads, first_env, purpose, vectorization, env_kwargs: as for
+            :func:`make`.
         batch_size: rows that EnvPool gathers before it answers; N for synchronous stepping, 0 for the rule of
             :func:`~ppo_fast.envs.envpool_stream.default_batch_size`.
 
@@ -113,7 +107,7 @@ def make_stream(
         ConfigError, EnvError, BackendError: as for :func:`make`; ConfigError also for a batch size above N, or for any
             where Gymnasium steps the environments.
     """
-    name = _checked_backend(env_id, num_envs, backend, num_threads, vectorization)
+    name = _checked_backend(env_id, num_envs, backend, num_threads, vectorization, env_kwargs)
     _at_least("batch_size", batch_size, 0)
     if batch_size > num_envs:
         raise ConfigError(f"batch_size must be at most num_envs, {num_envs}, got {batch_size}")
@@ -140,50 +134,23 @@ def make_stream(
         first_env=first_env,
         purpose=purpose,
         vectorization=vectorization,
+        env_kwargs=env_kwargs,
     )
 
 
-def resolve_backend(env_id: str, backend: str) -> tuple[str, str]:
-    """Decide which simulator steps ``env_id``, and say why.
+def spec(env_id: str, backend: str = "auto", env_kwargs: Mapping[str, Any] | None = None) -> EnvSpec:
+    """Describe ``env_id`` as ``backend`` steps it, without a pool; raises what :func:`make` raises.
 
-    Returns:
-        ``('envpool' | 'gymnasium', reason)``.
-
-    Raises:
-        ConfigError: ``backend`` is no backend.
-        EnvError: the environment is unknown, or EnvPool was asked for by name and does not have it.
-        BackendError: EnvPool was asked for by name and cannot be imported.
+    One of Gymnasium's environments is made, reset and stepped once, so that what is wrong with it shows at once.
     """
-    if backend not in ("auto", "envpool", "gymnasium"):
-        raise ConfigError(f"env_backend must be 'auto', 'envpool' or 'gymnasium', got {backend!r}")
-    registered_spec(env_id)
-    if backend == "gymnasium":
-        return "gymnasium", "asked for by name"
-    if env_id not in ENVPOOL_TASKS:
-        if backend == "envpool":
-            raise EnvError(f"the EnvPool backend does not step {env_id!r}; it steps {', '.join(ENVPOOL_TASKS)}")
-        return "gymnasium", f"{env_id} is not among the tasks that the EnvPool backend steps"
-    from ppo_fast.envs.envpool import import_envpool
-
-    try:
-        import_envpool()
-    except BackendError as error:
-        if backend == "envpool":
-            raise
-        return "gymnasium", str(error)
-    return "envpool", "asked for by name" if backend == "envpool" else f"EnvPool steps {env_id}"
-
-
-def spec(env_id: str, backend: str = "auto") -> EnvSpec:
-    """Describe ``env_id`` as ``backend`` steps it, without a pool; raises what :func:`make` raises."""
-    name, _ = resolve_backend(env_id, backend)
+    name, _ = resolve_backend(env_id, backend, env_kwargs)
     if name == "envpool":
-        from ppo_fast.envs.envpool import envpool_spec
+        from ppo_fast.envs.envpool_task import envpool_task
 
-        return envpool_spec(env_id)
+        return envpool_task(env_id).spec
     from ppo_fast.envs.gymnasium import gymnasium_spec
 
-    return gymnasium_spec(env_id)
+    return gymnasium_spec(env_id, env_kwargs, tried=True)
 
 
 def workers(backend: str, num_envs: int, *, num_threads: int, vectorization: str) -> int:
@@ -211,43 +178,20 @@ def stream_mode(backend: str, num_envs: int, *, num_threads: int) -> str:
     return "synchronous"
 
 
-def known_env_ids() -> list[str]:
-    """Return the environments that can be named: Gymnasium's registry and EnvPool's tasks."""
-    import gymnasium
-
-    return sorted({*gymnasium.registry, *ENVPOOL_TASKS})
-
-
-def registered_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
-    """Return Gymnasium's registry entry.
-
-    Raises:
-        EnvError: there is none; the message names near matches.
-    """
-    import gymnasium
-
-    module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # the module is the user's: its code may raise anything, and so may a name like '.'
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise EnvError(f"environment {env_id!r}: module {module!r} cannot be imported ({reason})") from error
-    entry = gymnasium.registry.get(name)
-    if entry is None:
-        known = known_env_ids()
-        hint = did_you_mean(name, known) or f"; known are {', '.join(ENVPOOL_TASKS)} and what Gymnasium registers"
-        raise EnvError(f"unknown environment {env_id!r}{hint}")
-    return entry
-
-
-def _checked_backend(env_id: str, num_envs: int, backend: str, num_threads: int, vectorization: str) -> str:
+def _checked_backend(
+    env_id: str,
+    num_envs: int,
+    backend: str,
+    num_threads: int,
+    vectorization: str,
+    env_kwargs: Mapping[str, Any] | None,
+) -> str:
     """Check what :func:`make` and :func:`make_stream` have in common, and return the backend's name."""
     _at_least("num_envs", num_envs, 1)
     _at_least("num_threads", num_threads, 0)
     if vectorization not in ("sync", "async"):
         raise ConfigError(f"vectorization must be 'sync' or 'async', got {vectorization!r}")
-    name, _ = resolve_backend(env_id, backend)
+    name, _ = resolve_backend(env_id, backend, env_kwargs)
     _check_used(name, num_threads=num_threads, vectorization=vectorization)
     return name
 

@@ -30,7 +30,8 @@ Source: EnvPool docs/content/python_interface.rst, "Auto Reset"; Gymnasium ``Aut
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,6 +59,8 @@ class EnvSpec:
         max_episode_steps: time limit in env steps, None without one.
         num_actions: K of a discrete action space, whose A is 1 and which has no bounds; 0 of a continuous one.
         first_action: what the environment calls the action of index 0 (``Discrete.start``).
+        env_kwargs: keyword arguments that it is made with.
+        obs_layout: what a flattened observation is made of, in order, as ``'height 1, velocity 9'``; empty of a vector.
     """
 
     env_id: str
@@ -69,6 +72,8 @@ class EnvSpec:
     max_episode_steps: int | None
     num_actions: int = 0
     first_action: int = 0
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    obs_layout: str = ""
 
 
 class VectorEnv(Protocol):
@@ -233,45 +238,3 @@ class CheckedVectorEnv(CheckedEnv):
         self, actions: Float32, obs: Float32, rewards: Float32, terminated: Bool, truncated: Bool, valid: Bool
     ) -> None:
         """Send ``actions`` (N, A) float32, finite, in the environment's units; write the other five."""
-
-
-def spec_from_spaces(
-    env_id: str, backend: str, observation_space: Any, action_space: Any, max_episode_steps: int | None
-) -> EnvSpec:
-    """Describe an environment by its Gymnasium spaces.
-
-    Bounds are rounded to float32 first, the type in which Gymnasium keeps them, so that both backends rescale alike.
-
-    Raises:
-        EnvError: a space is neither a flat Box of floats nor, for actions, Discrete.
-    """
-    discrete = _is_discrete(action_space)
-    for role, space, allowed in (
-        ("observation", observation_space, "(no images, dicts, or discrete values)"),
-        ("action", action_space, "or Discrete"),
-    ):
-        if not (_is_flat_float_box(space) or (role == "action" and discrete)):
-            raise EnvError(
-                f"{env_id}: its {role} space {' '.join(str(space).split())} is not supported yet; "
-                f"allowed is a one-dimensional Box of float32 or float64 {allowed}"
-            )
-    bounds = (np.array([-np.inf]), np.array([np.inf])) if discrete else (action_space.low, action_space.high)
-    low, high = (np.asarray(bound, np.float32).astype(np.float64) for bound in bounds)
-    low.setflags(write=False)
-    high.setflags(write=False)
-    spec = EnvSpec(env_id, backend, len(observation_space.low), len(low), low, high, max_episode_steps)
-    if not discrete:
-        return spec
-    return replace(spec, num_actions=int(action_space.n), first_action=int(action_space.start))
-
-
-def _is_flat_float_box(space: Any) -> bool:
-    from gymnasium.spaces import Box
-
-    return isinstance(space, Box) and len(space.shape) == 1 and space.shape[0] > 0 and space.dtype in (F32, F64)
-
-
-def _is_discrete(space: Any) -> bool:
-    from gymnasium.spaces import Discrete
-
-    return isinstance(space, Discrete) and space.n <= 2**24  # as many indices as float32 tells apart

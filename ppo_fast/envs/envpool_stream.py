@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo_fast.envs.base import ActionRescaler, EnvSpec, Float32
-from ppo_fast.envs.envpool import envpool_spec, import_envpool
+from ppo_fast.envs.base import ActionRescaler, Float32
+from ppo_fast.envs.envpool_task import PoolTask, envpool_task, import_envpool
 from ppo_fast.envs.lifecycle import BUSY, F64, I32, READY, SENT
 from ppo_fast.envs.replay import ReplayableEnv
 from ppo_fast.envs.stream import Arrivals
@@ -47,7 +47,7 @@ def make_envpool_stream(
     """Make a pool of ``num_envs + batch_size - 1`` environments and the stream that hides the last of them.
 
     Args:
-        env_id: one of :data:`ppo_fast.envs.ENVPOOL_TASKS`.
+        env_id: a task of EnvPool.
         num_envs: N >= 2.
         batch_size: rows that EnvPool gathers before it answers, 1 <= batch_size < N.
         seed: run seed; environment i gets the seed that it has in the synchronous adapter.
@@ -55,7 +55,7 @@ def make_envpool_stream(
         first_env: global index of environment 0.
         purpose: 0 training, 1 evaluation; separates their seeds.
     """
-    spares = batch_size - 1
+    task, spares = envpool_task(env_id), batch_size - 1
     seeds = [
         *env_seeds(seed, first_env, num_envs, purpose).tolist(),
         *env_seeds(seed, _FIRST_SPARE + first_env, spares, purpose).tolist(),
@@ -68,7 +68,7 @@ def make_envpool_stream(
         num_threads=num_threads,
         seed=seeds,
     )
-    return EnvPoolStream(envpool_spec(env_id), pool, num_envs, batch_size)
+    return EnvPoolStream(task, pool, num_envs, batch_size)
 
 
 class EnvPoolStream(ReplayableEnv):
@@ -78,15 +78,17 @@ class EnvPoolStream(ReplayableEnv):
     it never uses again, or copies where it has to leave out rows of spares.
 
     Args:
-        spec: the environment.
+        task: the environment, and how its arrays are converted.
         pool: with EnvPool's ``_state_keys``, ``_reset``, ``_send`` and ``_recv``, in batches of ``batch_size``, over
             environments 0 ... N + batch_size - 2, of which the first N are the caller's.
         num_envs: N.
         batch_size: rows of every ``_recv``, 1 <= batch_size < N.
     """
 
-    def __init__(self, spec: EnvSpec, pool: Any, num_envs: int, batch_size: int) -> None:
+    def __init__(self, task: PoolTask, pool: Any, num_envs: int, batch_size: int) -> None:
+        spec = task.spec
         super().__init__(spec, num_envs)
+        self._task = task
         self.mode = f"asynchronous, {batch_size} of {num_envs}"
         self._pool = pool
         self._batch_size = batch_size
@@ -94,9 +96,10 @@ class EnvPoolStream(ReplayableEnv):
         self._unanswered = 0  # how many of the caller's environments are in flight
         self._spares = np.arange(num_envs, num_envs + batch_size - 1, dtype=np.int32)
         middle = ActionRescaler(spec, batch_size)(np.zeros((batch_size, spec.act_dim), np.float32))
-        self._spare_actions = middle.astype(np.float64)  # the pool reads it at any time: never written again
+        self._spare_actions = task.actions(middle)  # the pool reads it at any time: never written again
         keys = list(pool._state_keys)
-        self._fields = [keys.index(key) for key in ("info:env_id", "obs", "reward", "done", "trunc", "elapsed_step")]
+        self._fields = [keys.index(key) for key in ("info:env_id", "reward", "done", "trunc", "elapsed_step")]
+        self._obs_fields = [keys.index(key) for key in task.obs_keys]
 
     def send(self, env_ids: NDArray[np.int32], actions: NDArray[np.float64]) -> None:
         """Set environments going; see :class:`~ppo_fast.envs.stream.StreamEnv`, errors included."""
@@ -118,7 +121,7 @@ class EnvPoolStream(ReplayableEnv):
         # Copies, because EnvPool's threads read these very arrays when an environment's turn comes. They live until
         # each of the environments has been sent a later action: EnvPool counts the references.
         ids = env_ids.copy()
-        self._pool._send([ids, ids, actions.copy()])
+        self._pool._send([ids, ids, self._task.actions(actions)])
         self._state = SENT
 
     def recv(self) -> Arrivals:
@@ -137,7 +140,7 @@ class EnvPoolStream(ReplayableEnv):
         self._gather_all(env_ids, obs)
 
     def _replay_step(self, env_ids: NDArray[np.int32], actions: NDArray[np.float64], obs: Float32) -> None:
-        self._pool._send([env_ids, env_ids, actions])
+        self._pool._send([env_ids, env_ids, self._task.actions(actions)])
         self._gather_all(env_ids, obs)
 
     def _gather_all(self, env_ids: NDArray[np.int32], obs: Float32) -> None:
@@ -156,11 +159,12 @@ class EnvPoolStream(ReplayableEnv):
             spares = self._spares[:lacking]
             self._pool._send([spares, spares, self._spare_actions[:lacking]])
         state = self._pool._recv()
-        rows = [state[field] for field in self._fields]
+        rows = [self._task.obs([state[field] for field in self._obs_fields])]
+        rows += [state[field] for field in self._fields]
         if lacking > 0:
-            own = rows[0] < self.num_envs
+            own = rows[1] < self.num_envs
             rows = [array[own] for array in rows]
-        env_ids, obs, rewards, done, truncated, elapsed_step = rows
+        obs, env_ids, rewards, done, truncated, elapsed_step = rows
         self._in_flight[env_ids] = False
         self._unanswered -= env_ids.size
         valid = elapsed_step > 0

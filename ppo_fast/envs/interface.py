@@ -14,6 +14,8 @@ from typing import Any
 
 from ppo_fast.envs.base import EnvSpec
 from ppo_fast.envs.gymnasium import make_one
+from ppo_fast.envs.registry import find_spec
+from ppo_fast.envs.spaces import parts_of
 from ppo_fast.errors import EnvError
 
 # What a joint adds to qpos and to qvel, by mjtJoint: free, ball, slide, hinge. Of a free joint, position and linear
@@ -41,25 +43,33 @@ class Interface:
 
 
 def describe(spec: EnvSpec) -> Interface:
-    """Return what Gymnasium's environment of that id says of itself.
+    """Return what Gymnasium's environment of that id says of itself; one that only EnvPool has says nothing.
 
     Raises:
         EnvError: it cannot be made, or is not the one that ``spec`` describes.
     """
-    env = make_one(spec.env_id)
+    if find_spec(spec.env_id) is None:
+        return _unknown(spec, f"only EnvPool has {spec.env_id}, and does not say")
+    env = make_one(spec.env_id, spec.env_kwargs)
     try:
-        given = env.observation_space.shape
-        if given != (spec.obs_dim,):
-            raise EnvError(f"{spec.env_id} has observations of shape {given} here, and the policy takes {spec.obs_dim}")
+        given = sum(part.size for part in parts_of(env.observation_space) or [])
+        if given != spec.obs_dim:
+            raise EnvError(
+                f"{spec.env_id} has observations of {given} numbers here, and the policy takes {spec.obs_dim}"
+            )
         return _describe(env, spec)
     finally:
         env.close()
 
 
+def _unknown(spec: EnvSpec, why: str) -> Interface:
+    return Interface(_numbered("obs", spec.obs_dim), _numbered("action", spec.act_dim), why, None, None, why)
+
+
 def _describe(env: Any, spec: EnvSpec) -> Interface:
-    indices, action_indices = _numbered("obs", spec.obs_dim), _numbered("action", spec.act_dim)
     if why := _why_unknown(env):
-        return Interface(indices, action_indices, why, None, None, why)
+        return _unknown(spec, why)
+    indices, action_indices = _numbered("obs", spec.obs_dim), _numbered("action", spec.act_dim)
     core = env.unwrapped
     names = _observation_names(core.model, getattr(core, "observation_structure", {}))
     why = ""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo_fast.envs.base import ActionRescaler, Bool, Float32, VectorEnv
-from ppo_fast.envs.lifecycle import BUSY, F32, F64, NEW, READY, CheckedEnv
+from ppo_fast.envs.lifecycle import BUSY, F32, F64, I32, NEW, READY, CheckedEnv
 from ppo_fast.envs.stream import StreamEnv
 from ppo_fast.errors import EnvError, ShapeError
 
@@ -139,6 +139,24 @@ class ReplayableEnv(CheckedEnv):
             ids = np.flatnonzero(state["lengths"] > t).astype(np.int32)
             actions[ids] = state["actions"][ends[ids] - state["lengths"][ids] + t]
             self._replay_step(ids, rescale(actions)[ids].astype(F64), obs)
+        self._state = READY
+
+    def restart(self, env_ids: NDArray[np.int32], obs: Float32) -> None:
+        """Start a new episode in ``env_ids`` (b,) now, and write their rows of ``obs`` (N, D).
+
+        Where an episode has just ended, this takes the place of the reset row that the next step would have answered.
+
+        Raises:
+            EnvError: the environments have not been reset, or an action is unanswered, or an id is out of range.
+            ShapeError: an array has the wrong type, shape or dtype.
+        """
+        self._require("restart", READY)
+        self._check("obs", obs, (self.num_envs, self.spec.obs_dim), F32)
+        self._check("env_ids", env_ids, np.shape(env_ids)[:1] or (1,), I32, written=False)
+        if len(set(env_ids.tolist()) & set(range(self.num_envs))) != len(env_ids) or not len(env_ids):
+            raise EnvError(f"{self._name()}: env_ids must be in 0 ... {self.num_envs - 1}, each once, got {env_ids}")
+        self._state = BUSY
+        self._replay_reset(env_ids, obs)
         self._state = READY
 
     @abstractmethod

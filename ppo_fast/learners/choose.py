@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppo_fast.algos import foreign
-from ppo_fast.config import FIELDS, Config
+from ppo_fast.config import DEFAULTS, Config
 from ppo_fast.errors import BackendError
 from ppo_fast.learners.base import Learner
 from ppo_fast.learners.native import NativeLearner, lacks
@@ -38,7 +38,7 @@ def make_learner(model: ActorCritic, flat: Tensor, cfg: Config, device: torch.de
 
 def critic_config(cfg: Config) -> Config:
     """Return the options under which PPO's learner, given advantages of 0, fits the critic of another algorithm."""
-    own = {name: FIELDS[name].default for name in foreign("ppo")}
+    own = {name: DEFAULTS[name] for name in foreign("ppo")}
     return dataclasses.replace(cfg, **own, algo="ppo", update_epochs=cfg.critic_epochs, vf_coef=1.0, ent_coef=0.0)
 
 

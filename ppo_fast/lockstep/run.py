@@ -106,6 +106,8 @@ def run(cfg: Config, iterations: int, tell: Callable[[str], None] = lambda _: No
 
 
 def _require_bounded(spec: EnvSpec) -> None:
-    """Raise EnvError where the reference would stretch actions to infinity."""
+    """Raise EnvError where the reference would stretch actions to infinity, or gets no vector to observe."""
+    if spec.obs_layout:
+        raise EnvError(f"{spec.env_id}: the reference trainer takes no observation that has to be flattened")
     if not spec.num_actions and not np.isfinite([spec.action_low, spec.action_high]).all():
         raise EnvError(f"{spec.env_id}: the reference trainer needs an action space with finite bounds")

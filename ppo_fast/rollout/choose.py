@@ -80,6 +80,7 @@ def make_worker(
         "num_threads": cfg.env_threads,
         "vectorization": cfg.vectorization,
         "purpose": purpose,
+        "env_kwargs": cfg.env_kwargs,
     }
     common: dict[str, Any] = {"num_steps": cfg.num_steps, "seed": cfg.seed, "timer": timer, "log": log}
     if actor == "native":

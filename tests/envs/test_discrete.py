@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from ppo_fast import envs
 from ppo_fast.envs.base import VectorEnv
-from ppo_fast.errors import EnvError, NonFiniteError, ShapeError
+from ppo_fast.errors import NonFiniteError, ShapeError
 from ppo_fast.kernels import env_seeds
 
 N = 3
@@ -121,8 +121,3 @@ def test_nan_is_refused_as_everywhere(names: str) -> None:
     with pytest.raises(NonFiniteError, match=r"actions of environments \[1\] are not finite"):
         env.step(np.array([[0.0], [np.nan], [1.0]], np.float32), *answers(env))
     env.close()
-
-
-def test_envpool_keeps_to_its_tasks() -> None:
-    with pytest.raises(EnvError, match="does not step 'CartPole-v1'"):
-        envs.make("CartPole-v1", 2, seed=1, backend="envpool")

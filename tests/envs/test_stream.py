@@ -21,6 +21,7 @@ from ppo_fast import envs
 from ppo_fast.envs import envpool_stream
 from ppo_fast.envs.base import ActionRescaler, CheckedVectorEnv, EnvSpec
 from ppo_fast.envs.envpool_stream import EnvPoolStream, default_batch_size
+from ppo_fast.envs.envpool_task import PoolTask
 from ppo_fast.envs.stream import StreamEnv
 from ppo_fast.errors import ConfigError, EnvError, NonFiniteError, ShapeError
 from ppo_fast.kernels import env_seeds
@@ -115,7 +116,7 @@ def remembered(actions: NDArray[np.float32]) -> Arrays:
 
 def memory_stream(num_envs: int, batch_size: int, num_workers: int, seed: int = 0) -> EnvPoolStream:
     pool = fakes.FakePool(num_envs + batch_size - 1, batch_size, num_workers, seed=seed)
-    return EnvPoolStream(MEMORY, pool, num_envs, batch_size)
+    return EnvPoolStream(PoolTask(MEMORY), pool, num_envs, batch_size)
 
 
 # --- one contract for every stream ------------------------------------------------------------------------------------
@@ -462,7 +463,7 @@ class Recorder:
 def test_seeds_of_spares_are_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     monkeypatch.setattr(envpool_stream, "import_envpool", lambda: recorder)
-    monkeypatch.setattr(envpool_stream, "envpool_spec", lambda _: MEMORY)
+    monkeypatch.setattr(envpool_stream, "envpool_task", lambda _: PoolTask(MEMORY))
     training: list[int] = []
     spares: list[int] = []
     for rank in range(4):
