@@ -86,12 +86,16 @@ def _study(options: StudyOptions, extra: list[str]) -> int:
         f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished, on {options.cores_per_run} of the cores each",
         flush=True,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pool stops its runs first
     pool = Pool(options, everything)
-    for job in jobs:
-        if job not in waiting:
-            pool.check(job)
-    failed = pool.run(waiting)
+    # SIGTERM becomes an exception, so that the pool stops its runs first.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        for job in jobs:
+            if job not in waiting:
+                pool.check(job)
+        failed = pool.run(waiting)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     _write(options, everything, draw=True)
     print((out / "table.md").read_text())
     for name in failed:
