@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 from commands import call
 
@@ -36,14 +37,19 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def prepare(page: Path, folder: Path) -> None:
+    """Write the files that the page's commands name: a config, and the robot that it shows."""
+    (folder / "experiment.toml").write_text('env = "InvertedPendulum-v5"\ngamma = 0.98\n')
+    for language, suffix in (("xml", ".xml"), ("python", ".py")):
+        for text in blocks(page, language):
+            if "alancer" in text:
+                (folder / f"balancer{suffix}").write_text(text)
+
+
 def commands(page: Path) -> list[tuple[str, list[str]]]:
     """Return module and arguments of the commands of a page, in order."""
-    lines = [
-        line
-        for language in ("", "(?:sh|bash|console)")
-        for block in blocks(page, language)
-        for line in block.splitlines()
-    ]
+    found_blocks = [block for language in ("", "(?:sh|bash|console)") for block in blocks(page, language)]
+    lines = [line for block in found_blocks for line in block.replace("\\\n", "").splitlines()]
     found = [re.match(r"(?:\$ )?python -m (ppo_fast\.\w+)(.*)", line) for line in lines]
     return [(each[1], shlex.split(each[2], comments=True)) for each in found if each and each[1] not in LONG]
 
@@ -109,9 +115,11 @@ def test_the_commands_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("experiment.toml").write_text('env = "InvertedPendulum-v5"\ngamma = 0.98\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    prepare(page, tmp_path)
+    ant = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / "ant.xml"
     for module, args in commands(page):
-        run(module, args, capsys, monkeypatch)
+        run(module, [arg.replace("/robots/ant.xml", str(ant)) for arg in args], capsys, monkeypatch)
 
 
 def test_commands_are_found() -> None:
