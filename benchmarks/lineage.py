@@ -29,7 +29,7 @@ from ._runs import keep
 
 TASKS = ("Hopper-v5", "HalfCheetah-v5", "Ant-v5", "Humanoid-v5")
 ALGOS: dict[str, list[str]] = {
-    "PPO": ["--algo", "ppo"],
+    "PPO": ["--algo", "ppo", "--target-kl", "None"],  # also where the preset has one, since these runs were made
     "PPO, KL stop": ["--algo", "ppo", "--target-kl", "0.02"],
     "TRPO": ["--algo", "trpo"],
     "REINFORCE": ["--algo", "reinforce"],
