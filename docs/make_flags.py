@@ -11,7 +11,7 @@ import typing
 from pathlib import Path
 
 from ppo_fast import presets
-from ppo_fast.config import FIELDS, Config
+from ppo_fast.config import DEFAULTS, Config
 from ppo_fast.typecheck import describe_type
 
 DOCS = Path(__file__).parent
@@ -45,7 +45,7 @@ def shown(value: object) -> str:
     """Return a value as it is written on a command line."""
     if isinstance(value, (tuple, list)):
         return f"`{' '.join(map(str, value))}`" if value else "none"
-    return f"`{value}`" if value not in ("", None) else "none"
+    return f"`{value}`" if value not in ("", None, {}) else "none"
 
 
 def escaped(text: str) -> str:
@@ -76,7 +76,7 @@ def page() -> str:
         ]
         for name, meaning in entries:
             kind = describe_type(hints[name]).replace("|", "or")
-            lines.append(f"| {flag(name)} | {kind} | {shown(FIELDS[name].default)} | {escaped(meaning)} |")
+            lines.append(f"| {flag(name)} | {kind} | {shown(DEFAULTS[name])} | {escaped(meaning)} |")
     lines += ["", "## What the presets set", "", "| preset | task | options |", "|---|---|---|"]
     tables = {**presets.PRESETS, **{f"--algo {algo}, any preset": table for algo, table in presets.OTHERS.items()}}
     for name, tasks in tables.items():

@@ -299,6 +299,7 @@ def test_ticks_in_words() -> None:
         {"env": "Ant-v5", "preset": "sample", "seed": 7, "log_std_init": -0.5, "hidden_sizes": (32,), "log": ()},
         {"env": "Hopper-v5", "anneal_lr": False, "adaptive_kl": 0.01, "norm_obs": False, "clip_vloss": True},
         {"env": "HalfCheetah-v5", "algo": "trpo", "delta": 0.02, "kernels": "numba", "eval_every": 0},
+        {"env": "Ant-v5", "env_kwargs": {"xml_file": "a b.xml", "healthy_z_range": [0.3, 1.2]}},
         {"env": "my env:Odd $-v0", "algo": "reinforce", "policy_weight": "reward_to_go", "gae_lambda": 1.0},
     ],
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ppo_fast.config import FIELDS
+from ppo_fast.config import DEFAULTS
 from ppo_fast.errors import ConfigError
 from ppo_fast.presets import preset
 
@@ -27,18 +28,18 @@ class Option:
 def options(config: Mapping[str, Any]) -> list[Option]:
     """Return the options of config.json in the order of ``Config``, those that this version does not know last."""
     try:
-        own = preset(*(str(config.get(name, FIELDS[name].default)) for name in ("env", "preset", "algo")))
+        own = preset(*(str(config.get(name, DEFAULTS[name])) for name in ("env", "preset", "algo")))
     except ConfigError:
         own = {}
     found = []
-    for name, field in FIELDS.items():
+    for name, default in DEFAULTS.items():
         if name not in config:
             continue
-        value, builtin = config[name], _plain(field.default)
-        expected = _plain(own.get(name, field.default))
+        value, builtin = config[name], _plain(default)
+        expected = _plain(own.get(name, default))
         origin = "chosen" if value != expected else "preset" if value != builtin else ""
         found.append(Option(name, value, builtin, origin))
-    return found + [Option(name, value, None, "unknown") for name, value in config.items() if name not in FIELDS]
+    return found + [Option(name, value, None, "unknown") for name, value in config.items() if name not in DEFAULTS]
 
 
 def command(config: Mapping[str, Any]) -> str:
@@ -52,7 +53,8 @@ def command(config: Mapping[str, Any]) -> str:
         if isinstance(option.value, bool):
             words.append(flag if option.value else flag.replace("--", "--no-", 1))
         else:
-            values = option.value if isinstance(option.value, list) else [option.value]
+            value = json.dumps(option.value) if isinstance(option.value, dict) else option.value
+            values = value if isinstance(value, list) else [value]
             words += [flag, *map(str, values)]
     return shlex.join(words)
 
