@@ -40,8 +40,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "Ant-v5": {**_FAST, **_CALM},
         "HalfCheetah-v5": _CALM,
         "Walker2d-v5": {**_FAST, **_CALM},  # minibatches of 64 were not tried here
-        # Ten whole epochs go too far: 1M steps ended at 0.8k, 1.6k and 0.7k without the stop, at 5.5k, 2.4k and 5.7k with
-        # it (seeds 11 to 13, docs/lineage.md; there it did nothing on HalfCheetah and Ant, and harm on Hopper).
+        # Ten whole epochs go too far: 1M steps ended at 0.8k, 1.6k and 0.7k without the stop, at 5.5k, 2.4k and 5.7k
+        # with it (seeds 11 to 13, docs/lineage.md; it did nothing on HalfCheetah and Ant, and harm on Hopper).
         "Humanoid-v5": {"target_kl": 0.02},
     },
 }
