@@ -22,10 +22,10 @@ SOURCES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 # A module imports from lower levels or from its own folder, and from nothing else of the package.
 LEVELS = {
     0: ["errors", "batch", "cpus", "files", "timing", "algos", "typecheck"],
-    1: ["config", "reference", "_core", "lock", "metrics", "scores"],
+    1: ["config", "reference", "_core", "lock", "scores", "distributed"],
     2: ["presets", "kernels"],
     3: ["envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],
-    4: ["native", "state"],
+    4: ["native", "state", "metrics"],
     5: ["rollout", "learners", "evaluation"],
     6: ["run_dir", "run_info", "parts", "video", "lockstep"],
     7: ["saver", "cli"],
