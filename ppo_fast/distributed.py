@@ -1,7 +1,7 @@
 """Processes that train one policy together: who they are, and the few things that they say to each other.
 
-A run of one process has :data:`ALONE`, whose words reach nobody and cost nothing. :func:`connect` finds the others where
-``torchrun``, or whatever sets the same variables, has started several. ``torch.distributed`` is imported only then, and
+A run of one process has :data:`ALONE`, whose words reach nobody and cost nothing. :func:`connect` finds the others
+where ``torchrun``, or whatever sets the same variables, has started several. ``torch.distributed`` is imported only then, and
 nothing is pickled: what is sent are the bytes of arrays and of JSON.
 
 Every method but ``close`` must be called by all processes, in the same order.
@@ -34,7 +34,7 @@ SILENCE_S = 1800.0  # after which a process that lives and says nothing, or a ne
 
 
 class Peers(ABC):
-    """The processes of a run, of which this is number ``rank`` of ``size``, and number ``local_rank`` on its machine."""
+    """The processes of a run; this is number ``rank`` of ``size``, and number ``local_rank`` on its machine."""
 
     rank: int = 0
     size: int = 1

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class ThreadPeers(Peers):
-    """One of several threads; what they say is handed over at a barrier, which breaks when a thread ends by an error."""
+    """One of several threads; what they say is handed over at a barrier."""
 
     def __init__(self, rank: int, barrier: threading.Barrier, slots: list[Any]) -> None:
         self.rank, self.size, self.local_rank, self.backend = rank, len(slots), rank, "threads"
@@ -31,7 +31,7 @@ class ThreadPeers(Peers):
         return values
 
     def sum_(self, values: Any) -> None:
-        copies = self._exchange(np.array(values))
+        copies = self._exchange(values.numpy().copy() if isinstance(values, torch.Tensor) else values.copy())
         total = np.add.reduce(copies)
         if isinstance(values, torch.Tensor):
             values.copy_(torch.from_numpy(total))
