@@ -1,8 +1,8 @@
 """Processes that train one policy together: who they are, and the few things that they say to each other.
 
 A run of one process has :data:`ALONE`, whose words reach nobody and cost nothing. :func:`connect` finds the others
-where ``torchrun``, or whatever sets the same variables, has started several. ``torch.distributed`` is imported only then, and
-nothing is pickled: what is sent are the bytes of arrays and of JSON.
+where ``torchrun``, or whatever sets the same variables, has started several. ``torch.distributed`` is imported only
+then, and nothing is pickled: what is sent are the bytes of arrays and of JSON.
 
 Every method but ``close`` must be called by all processes, in the same order.
 """

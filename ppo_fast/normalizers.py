@@ -141,7 +141,7 @@ class RewardScaler:
         self.discounted: Float64 = np.zeros(num_envs)
 
     def update(self, rewards: Float32, done: Bool, valid: Bool) -> None:
-        """Advance the accumulators over (T, N) rewards and merge the returns that they pass through, of every process."""
+        """Advance the accumulators over (T, N) rewards and merge the returns on the way, of every process."""
         returns = np.empty(rewards.shape, np.float64)
         for t in range(len(rewards)):
             # A reset row neither advances its accumulator (which is 0 there) nor enters the statistics.

@@ -37,12 +37,14 @@ def _train(argv: list[str]) -> int:
     from rich.console import Console
 
     from ppo_fast.cli import parse_config
+    from ppo_fast.distributed import connect
     from ppo_fast.sinks.console import ConsoleSink
     from ppo_fast.trainer import Trainer
 
     cfg = parse_config(argv, prog="python -m ppo_fast.train", description=DESCRIPTION)
-    console = Console(highlight=False, soft_wrap=True)
-    live = console.is_terminal and not cfg.quiet
+    peers = connect()
+    console = Console(highlight=False, soft_wrap=True, quiet=peers.rank > 0)  # the first process speaks for all
+    live = console.is_terminal and not cfg.quiet and peers.rank == 0
     status = console.status("starting") if live else None
 
     def write(line: str) -> None:
@@ -50,18 +52,19 @@ def _train(argv: list[str]) -> int:
             console.print(line, markup=False)
 
     progress = ConsoleSink(cfg.total_timesteps, write, status.update if status else None)
-    trainer = Trainer(cfg, [progress], started=_STARTED)
+    trainer = Trainer(cfg, [progress], started=_STARTED, peers=peers)
     console.print(banner(trainer), markup=False)
     if status:
         status.start()
     try:
-        with stop_on_signals(trainer) as received:
+        with stop_on_signals(trainer):
             result = trainer.run()
     finally:
         if status:
             status.stop()
     console.print(ending(result), markup=False)
-    return 128 + received[0] if received and result.stopped else 0
+    peers.close()  # a process that left before the first has said so would have torchrun end the others
+    return 128 + signal.Signals[result.stopped] if result.stopped else 0
 
 
 @contextlib.contextmanager
@@ -149,7 +152,10 @@ def banner(trainer: Trainer) -> str:
         "environments": f"{cfg.num_envs} on {info['env_backend']['name']} ({info['env_backend']['reason']}), "
         f"{info['env_backend']['mode']}, "
         f"observation {trainer.spec.obs_dim}, "
-        + (f"{n} discrete actions" if (n := trainer.spec.num_actions) else f"action {trainer.spec.act_dim}"),
+        + (f"{k} discrete actions" if (k := trainer.spec.num_actions) else f"action {trainer.spec.act_dim}"),
+        "processes": f"{n['count']} ({n['backend']}), {cfg.num_envs} environments each"
+        if (n := info["processes"])["count"] > 1
+        else "",
         "batch": f"{cfg.num_envs} envs x {cfg.num_steps} steps = {cfg.batch_size} rows, {epochs} epochs x "
         f"{cfg.num_minibatches} minibatches of {cfg.minibatch_size}" + whose,
         "network": f"{'-'.join(map(str, cfg.hidden_sizes))} {cfg.activation}{', shared trunk' * cfg.shared_trunk}, "
@@ -177,7 +183,7 @@ def banner(trainer: Trainer) -> str:
         lines["resumed"] = f"from step {info['resumed_at']:,}, " + (
             f"not bit-exactly ({'; '.join(differs)})" if differs else "bit-exactly, by replaying the environments"
         )
-    return "\n".join(f"{name + ':':<14}{text}" for name, text in lines.items())
+    return "\n".join(f"{name + ':':<14}{text}" for name, text in lines.items() if text)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ LEVELS = {
     3: ["envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],
     4: ["native", "state", "metrics"],
     5: ["rollout", "learners", "evaluation"],
-    6: ["run_dir", "run_info", "parts", "video", "lockstep"],
-    7: ["saver", "cli"],
+    6: ["run_dir", "parts", "video", "lockstep"],
+    7: ["run_info", "saver", "examiner", "cli"],
     8: ["trainer"],
     9: ["train", "play", "info", "verify", "study", "plot"],
 }

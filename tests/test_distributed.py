@@ -311,7 +311,7 @@ def test_many_minibatches_keep_processes_equal_and_the_rule_of_kl_is_one(stack: 
 def test_what_cannot_be_shared_is_refused() -> None:
     flat = training.random_parameters(MODEL, 1)
     pair = ThreadPeers(0, threading.Barrier(1), [None, None])
-    with pytest.raises(BackendError, match="--update compile: .*several processes sum their gradients"):
+    with pytest.raises(BackendError, match=r"--update compile: .*several processes sum their gradients"):
         TorchLearner(MODEL, flat, Config(update="compile"), torch.device("cpu"), peers=pair)
     auto = TorchLearner(MODEL, flat, Config(total_timesteps=10**9), torch.device("cpu"), peers=pair)
     assert (auto.mode, auto.why_eager) == ("eager", "processes sum their gradients in the middle of a step")

@@ -73,7 +73,6 @@ class PPOLearner(ABC):
         self.epochs_done = 0
         self.base_rate = self.learning_rate = cfg.learning_rate
 
-    # --- schedules ---------------------------------------------------------------------------------------------------
     def set_progress(self, progress: float, lr_scale: float = 1.0) -> None:
         """Set the learning rate: ``lr · lr_scale``, times ``1 − progress`` when annealed; ``adaptive_kl`` moves lr."""
         self.learning_rate = self.base_rate * (1.0 - progress if self.cfg.anneal_lr else 1.0) * lr_scale
@@ -151,9 +150,11 @@ class PPOLearner(ABC):
         self._end()
         return torch.stack(stats)
 
+    @abstractmethod
     def _begin(self) -> None:
         """Get ready for gradients and steps."""
 
+    @abstractmethod
     def _end(self) -> None:
         """Bring ``flat``, Adam's moments and its steps up to date."""
 
@@ -208,7 +209,7 @@ class PPOLearner(ABC):
     def _normed(self, advantages: Float32, valid: Bool) -> Float32:
         """Return advantages (B,), normalised over the valid rows of the batch if that is asked for."""
         if self.cfg.norm_adv == "batch" and self.peers.size > 1:
-            return normalized(advantages[None], valid[None], self.peers)[2][0]
+            return normalized(advantages[None], valid[None], self.peers)[2].reshape(-1)
         chosen = advantages[valid].astype(np.float64)
         if self.cfg.norm_adv != "batch" or not chosen.size:
             return advantages
@@ -238,7 +239,6 @@ class PPOLearner(ABC):
         grad_norm = sums.pop("grad_norm") / steps
         return {**{name: total / rows for name, total in sums.items()}, "grad_norm": grad_norm}
 
-    # --- state -------------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Tensor]:
         """Return Adam's moments (P,) and the counters, on the CPU; the same of every learner."""
         counters = torch.tensor([self.adam_steps, self.epochs_done], dtype=torch.int64)

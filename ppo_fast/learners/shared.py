@@ -1,9 +1,9 @@
 """A pass over minibatches whose gradients several processes share: each steps by the gradient of all rows of all.
 
-A minibatch is the union of one minibatch of each process, which takes M rows of its own. Per pass the processes exchange
-the moments of the minibatches' advantages, and at the end the sums of ``STATS``; per minibatch one gradient.
+A minibatch is the union of one minibatch of each process, which takes M rows of its own. Per pass the processes
+exchange the moments of the minibatches' advantages, and at the end the sums of ``STATS``; per minibatch one gradient.
 
-Axes: K minibatches · M rows of one in one process · P parameters.
+Axes: K minibatches · M rows of one in one process · B = K·M rows · P parameters.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def normalized(
 def of_minibatches(
     batch: dict[str, Float32], rows: NDArray[np.int64], peers: Peers
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Float32]:
-    """Return the counts of :func:`normalized` of the minibatches ``rows`` (K, M), and their advantages, (K·M,) by row."""
+    """Return the counts of :func:`normalized` of the minibatches ``rows`` (K, M), and their advantages by row, (B,)."""
     counts, own, normed = normalized(batch["advantages"][rows], batch["valid"][rows] > 0, peers)
     advantages = np.empty_like(batch["advantages"])
     advantages[rows] = normed

@@ -85,6 +85,12 @@ class TorchLearner(PPOLearner):
             self._whole_step(self.opt, scalars[i], self._minibatch(i))
         return self.opt.stats.clone()
 
+    def _begin(self) -> None:
+        """Nothing to do: ``flat`` and Adam's moments are what is stepped."""
+
+    def _end(self) -> None:
+        """Nothing to do."""
+
     def _shuffle(self, batch: dict[str, Float32], order: Order) -> None:
         for name, source in batch.items():
             kernels.gather(source, order, out=self._shuffled[name])
