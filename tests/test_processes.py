@@ -1,4 +1,4 @@
-"""A whole run by several processes: here threads, which say to each other what real ones say (tests/test_torchrun.py)."""
+"""A whole run by several processes: threads here, which say what real ones say (tests/test_torchrun.py)."""
 
 from __future__ import annotations
 

@@ -1,36 +1,22 @@
-"""Processes that train one policy together: who they are, and the few things that they say to each other.
-
-A run of one process has :data:`ALONE`, whose words reach nobody and cost nothing. :func:`connect` finds the others
-where ``torchrun``, or whatever sets the same variables, has started several. ``torch.distributed`` is imported only
-then, and nothing is pickled: what is sent are the bytes of arrays and of JSON.
-
-Every method but ``close`` must be called by all processes, in the same order.
-"""
+"""What processes that train together say to each other."""
 
 from __future__ import annotations
 
 import json
-import os
-import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ppo_fast import errors
-from ppo_fast.errors import ConfigError, PeerError, PPOFastError
+from ppo_fast.errors import PeerError, PPOFastError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-RENDEZVOUS_S = 60.0  # for all processes to find each other
-SILENCE_S = 1800.0  # after which a process that lives and says nothing, or a network that is cut, counts as dead
 
 
 class Peers(ABC):
@@ -189,84 +175,8 @@ class TorchPeers(Peers):
         except RuntimeError as err:  # of torch.distributed, which has no class of its own for a peer that has gone
             raise PeerError(
                 f"process {self.rank} of {self.size} goes no further: another one has ended or cannot be reached "
-                f"({_first_line(err)})"
+                f"({first_line(err)})"
             ) from None
-
-
-def connect(timeout_s: float = RENDEZVOUS_S) -> Peers:
-    """Return the processes among which this one was started: :data:`ALONE` unless ``WORLD_SIZE`` is above 1.
-
-    A connection that is there already is taken as it is.
-
-    Raises:
-        ConfigError: a variable that ``torchrun`` sets is missing or makes no sense.
-        PeerError: the others did not come within ``timeout_s`` seconds.
-    """
-    size = _number("WORLD_SIZE", 1, 2**16) if "WORLD_SIZE" in os.environ else 1
-    if size == 1:
-        return ALONE
-    if missing := [name for name in VARIABLES if not os.environ.get(name)]:
-        raise ConfigError(
-            f"WORLD_SIZE is {size}, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: "
-            "start the processes with torchrun, or unset WORLD_SIZE to train in one"
-        )
-    rank, local_rank = _number("RANK", 0, size), _number("LOCAL_RANK", 0, size)
-    _number("LOCAL_WORLD_SIZE", local_rank + 1, size + 1), _number("MASTER_PORT", 1, 2**16)
-    import torch
-    import torch.distributed as dist
-
-    if not dist.is_available() or not dist.is_gloo_available():
-        raise ConfigError(f"WORLD_SIZE is {size}, but this build of torch has no torch.distributed with gloo")
-    if not dist.is_initialized():
-        store = _meet(rank, size, timeout_s)
-        both = dist.is_nccl_available() and torch.cuda.is_available()
-        with _met(rank, size):
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if both else "gloo", store=store, rank=rank, world_size=size,
-                timeout=timedelta(seconds=SILENCE_S),
-            )  # fmt: skip
-    return TorchPeers(local_rank)
-
-
-def _meet(rank: int, size: int, timeout_s: float) -> Any:
-    """Return the store of the run once every process has written its name into it."""
-    from torch.distributed.rendezvous import rendezvous
-
-    until = time.monotonic() + timeout_s
-    names = [f"ppo_fast/{other}" for other in range(size)]
-    with _met(rank, size):
-        store = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))[0]
-        store.set(names[rank], "here")
-    try:
-        store.wait(names, timedelta(seconds=max(until - time.monotonic(), 0.1)))
-    except RuntimeError:
-        absent = ", ".join(str(other) for other, name in enumerate(names) if not store.check([name]))
-        raise PeerError(
-            f"process {rank} of {size}: process {absent} did not come within {timeout_s:.0f} s to {_place()}"
-        ) from None
-    return store
-
-
-@contextmanager
-def _met(rank: int, size: int) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, OSError, ValueError) as err:
-        raise PeerError(
-            f"process {rank} of {size}: the processes did not meet at {_place()}, which MASTER_ADDR and MASTER_PORT "
-            f"name ({_first_line(err)})"
-        ) from None
-
-
-def _place() -> str:
-    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-
-
-def _number(name: str, low: int, high: int) -> int:
-    text = os.environ[name]
-    if not (text.isascii() and text.isdigit() and low <= int(text) < high):
-        raise ConfigError(f"{name} must be an integer in [{low}, {high}), as torchrun sets it, got {text!r}")
-    return int(text)
 
 
 def _kind(err: PPOFastError) -> str:
@@ -274,5 +184,6 @@ def _kind(err: PPOFastError) -> str:
     return next(kind.__name__ for kind in type(err).__mro__ if kind.__module__ == errors.__name__)
 
 
-def _first_line(err: BaseException) -> str:
+def first_line(err: BaseException) -> str:
+    """Return the first line of what an error says, or its kind."""
     return (str(err).strip().splitlines() or [type(err).__name__])[0][:200]
