@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ppo_fast.trainer import RunResult, Trainer
 
 _STARTED = time.perf_counter()
+_ECHO_S = 3.0  # within which a second signal to one of several processes is taken for an echo of the first
 
 DESCRIPTION = (
     "Train a policy on vectorised MuJoCo, with PPO unless --algo says otherwise. Order: built-in < --preset < "
@@ -73,16 +74,22 @@ def stop_on_signals(trainer: Trainer) -> Iterator[list[int]]:
 
     So does the first one where nothing has been done yet that could be saved, as while environments are replayed.
     Ending at once loses what came after the last checkpoint and nothing else, since whatever is written is atomic.
+    Of several processes each may get a signal twice, from the scheduler and from torchrun: an echo counts once.
 
     Yields:
         The signals received so far.
     """
     received: list[int] = []
+    echoes_until = 0.0
 
     def handle(number: int, frame: object) -> None:
+        nonlocal echoes_until
+        if received and time.monotonic() < echoes_until:
+            return
         if received or not trainer.can_stop:
             _leave(number, frame)
         received.append(number)
+        echoes_until = time.monotonic() + (_ECHO_S if trainer.peers.size > 1 else 0.0)
         name = signal.Signals(number).name
         trainer.stop(name)
         os.write(2, f"\n{name}: saving after this iteration; once more to leave at once\n".encode())

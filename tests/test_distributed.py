@@ -9,6 +9,7 @@ import dataclasses
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,17 @@ def test_variables_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, name: str
     variables(monkeypatch, **{name: value})
     with pytest.raises(ConfigError, match=complaint):
         connect()
+
+
+def test_a_run_of_one_process_never_calls_torch_distributed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(*args: Any, **options: Any) -> None:
+        raise AssertionError("torch.distributed was called")
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name in ("init_process_group", "all_reduce", "all_gather", "get_rank", "is_initialized", "is_available"):
+        monkeypatch.setattr(torch.distributed, name, called)
+    run = training.train(training.config(tmp_path / "run", total_timesteps=600))
+    assert run.trainer.peers is ALONE
 
 
 def test_one_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
