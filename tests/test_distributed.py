@@ -5,8 +5,12 @@ Here processes are threads, which is quick; tests/test_torchrun.py starts real o
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import re
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -22,9 +26,10 @@ from training import Loss, TwoTimesRule, one_thread  # noqa: F401
 
 from ppo_fast import distributed, kernels
 from ppo_fast.batch import Rollout
-from ppo_fast.config import Config
+from ppo_fast.config import FIELDS, Config
 from ppo_fast.cpus import cpu_budget, cpu_quota, num_cpus
 from ppo_fast.distributed import ALONE, Peers, connect
+from ppo_fast.distributed.meeting import VARIABLES
 from ppo_fast.errors import BackendError, CheckpointError, ConfigError, EnvError, NonFiniteError, PeerError
 from ppo_fast.learners import choose
 from ppo_fast.learners.native import NativeLearner
@@ -330,3 +335,26 @@ def test_what_cannot_be_shared_is_refused() -> None:
     cfg = Config(algo="trpo", norm_adv="batch")
     with pytest.raises(ConfigError, match="TRPO trains in one process, and there are 2; PPO trains in several"):
         choose.make_learner(MODEL, flat, cfg, torch.device("cpu"), pair)
+
+
+# --- the recipes -----------------------------------------------------------------------------------------------------
+def recipes(kind: str) -> list[str]:
+    page = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+    return re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_recipes_for_the_shell_parse_and_name_options_that_exist() -> None:
+    found = recipes("bash")
+    assert len(found) == 4
+    for recipe in found:
+        subprocess.run(["bash", "-n"], input=recipe, text=True, check=True)
+        _, ours = recipe.split("-m ppo_fast.train")
+        options = {flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", ours)}
+        assert options <= set(FIELDS)
+
+
+def test_recipes_in_python_parse() -> None:
+    (ray,) = recipes("python")
+    ast.parse(ray)
+    assert all(f'"{name}"' in ray for name in VARIABLES)
