@@ -6,7 +6,7 @@ metrics.jsonl         one object per iteration
 evaluations.jsonl     one object per evaluation
 checkpoints/          see checkpoint.py
 learning_curve.png    drawn at the end
-nonfinite.json        where NaN or infinity was found, if it was
+nonfinite.json        where NaN or infinity was found, if it was; nonfinite-k.json by process k
 .lock                 held while a trainer writes here
 """
 

@@ -101,6 +101,19 @@ def test_processes_are_equal_after_every_iteration_and_the_first_writes(tmp_path
     assert info["processes"] == {"count": 2, "backend": "threads"}
 
 
+def test_an_iteration_says_no_more_than_the_model_counts(tmp_path: Path) -> None:
+    """Gradients, two exchanges per epoch, and nine more, one of which has its size sent first (docs/scaling.md)."""
+    calls: dict[int, list[int]] = {0: [], 1: []}
+
+    def work_of(peers: ThreadPeers) -> None:
+        cfg = config(tmp_path / "run", **{**OPTIONS, "eval_every": 0, "checkpoint_every": 0, "update_epochs": 3})
+        Trainer(cfg, [Recorder(lambda row: calls[peers.rank].append(peers.calls))], peers=peers).run()
+
+    all_of(2, work_of)
+    per_iteration = set(np.diff(calls[0]).tolist())
+    assert per_iteration == {3 * 2 + 2 * 3 + 8}
+
+
 @pytest.mark.slow
 def test_four_processes_are_equal_after_every_iteration(tmp_path: Path, stack: dict[str, Any]) -> None:
     parts = all_of(4, work(config(tmp_path / "run", **{**OPTIONS, **stack})))
