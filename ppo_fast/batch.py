@@ -47,9 +47,10 @@ class Rollout:
     values_all: Float32  # (T+1, N) V(s_t)
     advantages: Float32 = field(init=False)  # (T, N)
     returns: Float32 = field(init=False)  # (T, N) advantages + values
+    first_env: int = 0  # global index of environment 0, where processes share a run
 
     @classmethod
-    def allocate(cls, num_steps: int, num_envs: int, obs_dim: int, act_dim: int) -> Rollout:
+    def allocate(cls, num_steps: int, num_envs: int, obs_dim: int, act_dim: int, first_env: int = 0) -> Rollout:
         """Return a rollout of zeros; the arrays are reused by every rollout of a run."""
         t, n = num_steps, num_envs
 
@@ -70,6 +71,7 @@ class Rollout:
             done=flag(),
             valid=flag(),
             values_all=f32(t + 1, n),
+            first_env=first_env,
         )
         rollout.advantages = f32(t, n)
         rollout.returns = f32(t, n)

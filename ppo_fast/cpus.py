@@ -12,8 +12,12 @@ from pathlib import Path
 
 
 def cpu_budget() -> float:
-    """Return how many CPUs may be kept busy: those of the affinity mask, or fewer by the container's quota."""
-    return min(float(num_cpus()), cpu_quota())
+    """Return how many CPUs may be kept busy: those of the affinity mask, or fewer by the container's quota.
+
+    Processes that train together on this machine share them: each has its part, and at least one.
+    """
+    sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")  # by torchrun; distributed.py checks it
+    return max(1.0, min(float(num_cpus()), cpu_quota()) / max(1, int(sharing) if sharing.isdigit() else 1))
 
 
 def num_cpus() -> int:

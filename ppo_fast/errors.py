@@ -42,6 +42,12 @@ class LostError(CheckpointError):
     exit_code = 3
 
 
+class PeerError(PPOFastError, ConnectionError):
+    """Another process of the run has ended, cannot be reached, or has come to other numbers."""
+
+    exit_code = 4
+
+
 class NonFiniteError(PPOFastError, FloatingPointError):
     """NaN or infinity appeared in a quantity that must be finite.
 

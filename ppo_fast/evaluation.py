@@ -84,6 +84,10 @@ class EpisodeStats:
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
 
+    def to_json(self) -> dict[str, list[float] | list[int]]:
+        """Return ``returns`` and ``lengths``."""
+        return {"returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
+
     @property
     def mean(self) -> float:
         """Mean return."""

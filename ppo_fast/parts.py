@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from ppo_fast.batch import Rollout
 from ppo_fast.checkpoint import Checkpoint
 from ppo_fast.config import Config
+from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.envs.base import EnvSpec
 from ppo_fast.envs.episodes import EpisodeTracker
 from ppo_fast.envs.exact import why_not_exact
@@ -40,6 +42,7 @@ RETURN_WINDOW = 100  # episodes behind `episode_return`, as in the benchmarks of
 
 # Options on which it depends what an environment does when it is replayed.
 _ENVIRONMENT = ("seed", "num_envs")
+_OWN = ("reward_scaler.discounted", "episodes.", "replay.")  # tensors of which each process has its own
 
 
 @dataclass
@@ -57,14 +60,23 @@ class Parts:
     why_not_exact: str  # why there is no log
     obs_to_meet: NDArray[np.float32] | None = None  # (N, D) what the replay of the log must give; None for a reset
     why_restarted: str = ""  # why a run that was taken up starts new episodes
+    peers: Peers = ALONE
 
     def count(self, rollout: Rollout, worker_steps: int) -> int:
-        """Take in a rollout that has been learned from, or the warm-up; return how many episodes ended in it."""
+        """Take in a rollout that has been learned from, or the warm-up, of every process.
+
+        Returns:
+            How many episodes ended in it.
+        """
         returns, lengths = self.episodes.update(rollout.rewards, rollout.done, rollout.valid)
+        own = np.concatenate([[rollout.num_valid], returns, lengths])  # float64, in which every count is exact
+        all_own = [np.frombuffer(word) for word in self.peers.gather_bytes(own.tobytes())]
+        returns = np.concatenate([each[1 : len(each) // 2 + 1] for each in all_own])
+        lengths = np.concatenate([each[len(each) // 2 + 1 :] for each in all_own]).astype(np.int64)
         self.recent.extend(zip(returns.tolist(), lengths.tolist(), strict=True))
         if self.log is not None:
             self.log.add(rollout.actions, rollout.valid)
-        self.state.env_steps += rollout.num_valid
+        self.state.env_steps += sum(int(each[0]) for each in all_own)
         self.state.worker_steps = worker_steps
         return len(returns)
 
@@ -81,15 +93,29 @@ class Parts:
             obs: (N, D) float32, the observations that the next rollout starts from.
         """
         replay = {} if self.log is None else {**self.log.state(), "obs": obs}
+        train = pack(
+            learner=self.learner.state(),
+            reward_scaler=self.scaler.state(),
+            episodes=self.episodes.state_dict(),
+            replay=replay,
+        )
         return {
             "model": pack_policy(self.model, self.learner.flat, self.normalizer),
-            "train": pack(
-                learner=self.learner.state(),
-                reward_scaler=self.scaler.state(),
-                episodes=self.episodes.state_dict(),
-                replay=replay,
-            ),
-            "state": {**vars(self.state), "recent_episodes": list(self.recent)},
+            "train": {**train, **self._of_others(train)},
+            "state": {**vars(self.state), "recent_episodes": list(self.recent), "world_size": self.peers.size},
+        }
+
+    def _of_others(self, train: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what only the other processes know, as ``rank1/name``; :meth:`pack` is called by all."""
+        if self.peers.size == 1:
+            return {}
+        own = {name: tensor for name, tensor in train.items() if name.startswith(_OWN)}
+        words = self.peers.gather_bytes(safetensors.torch.save(own) if self.peers.rank else b"")
+        return {
+            f"rank{rank}/{name}": tensor
+            for rank, word in enumerate(words)
+            if word
+            for name, tensor in safetensors.torch.load(word).items()
         }
 
     def load(self, saved: Checkpoint, cfg: Config) -> None:
@@ -102,13 +128,25 @@ class Parts:
         Raises:
             CheckpointError: its parts are not those of this run.
         """
+        with self.peers.together():
+            self._load(saved, cfg)
+
+    def _load(self, saved: Checkpoint, cfg: Config) -> None:
+        train = saved.train
+        if rank := self.peers.rank:  # the first process's own tensors go by their plain names
+            shared = {name: tensor for name, tensor in train.items() if not name.startswith(_OWN)}
+            train = shared | {
+                name.removeprefix(f"rank{rank}/"): tensor
+                for name, tensor in train.items()
+                if name.startswith(f"rank{rank}/")
+            }
         try:
             flat = unpack_policy(saved.model, self.model, self.normalizer)
-            replay = unpack_arrays(saved.train, "replay")
-            self.why_restarted = self.why_not_exact or _why_restart(saved, cfg, replay)
+            replay = unpack_arrays(train, "replay")
+            self.why_restarted = self.why_not_exact or _why_restart(saved, cfg, replay, self.peers)
             self.learner.flat.copy_(flat)
-            self.learner.load(unpack(saved.train, "learner"))
-            self.scaler.load(unpack_arrays(saved.train, "reward_scaler"), running=not self.why_restarted)
+            self.learner.load(unpack(train, "learner"))
+            self.scaler.load(unpack_arrays(train, "reward_scaler"), running=not self.why_restarted)
             self.recent.clear()
             self.recent.extend((float(r), int(n)) for r, n in saved.state["recent_episodes"])
             if not all(math.isfinite(r) and 0 <= n < 2**53 for r, n in self.recent):
@@ -117,7 +155,7 @@ class Parts:
             if self.why_restarted or self.log is None:
                 self.restart_episodes()
             else:
-                self.episodes.load_state_dict(unpack_arrays(saved.train, "episodes"))
+                self.episodes.load_state_dict(unpack_arrays(train, "episodes"))
                 self.log.load(replay)
                 if self.log.resets.max() > self.state.worker_steps + 1:
                     raise ValueError("more resets than steps")
@@ -135,6 +173,22 @@ class Parts:
         self.obs_to_meet = None
         if self.log is not None:
             self.log = EpisodeLog(self.log.resets.size, self.log.act_dim, self.log.max_episode_steps)
+
+    def require_equal(self) -> None:
+        """Have all processes compare parameters, optimizer and statistics.
+
+        Raises:
+            PeerError: they are not the same to the bit.
+        """
+        if self.peers.size > 1:
+            shared = pack(
+                own={"flat": self.learner.flat},
+                learner=self.learner.state(),
+                normalizer=self.normalizer.moments.state(),
+                scaler=self.scaler.moments.state(),
+            )
+            data = b"".join(tensor.numpy().tobytes() for tensor in shared.values())
+            self.peers.require_equal(f"parameters and statistics after iteration {self.state.iteration}", data)
 
     def arrays(self) -> dict[str, Tensor]:
         """Return the parameters by name, for a report."""
@@ -157,25 +211,31 @@ class Parts:
         vars(self.state).update(vars(TrainState(**known)))
 
 
-def make_parts(cfg: Config, spec: EnvSpec, device: torch.device) -> tuple[Parts, str]:
+def make_parts(cfg: Config, spec: EnvSpec, device: torch.device, peers: Peers = ALONE) -> tuple[Parts, str]:
     """Make what a run of ``cfg`` begins with; return it, and why it has the learner that it has.
 
     Raises:
         ConfigError, BackendError: the networks or the learner cannot be had.
     """
-    model = make_model(cfg, spec)
-    learner, why_learner = make_learner(model, model.init(cfg.seed, cfg.log_std_init), cfg, device)
-    why_not = why_not_exact(spec, cfg.num_envs)
+    with peers.together():
+        model = make_model(cfg, spec)
+        learner, why_learner = make_learner(model, model.init(cfg.seed, cfg.log_std_init), cfg, device, peers)
+        why_not = why_not_exact(spec, cfg.num_envs)
+    if peers.size > 1:  # the seed alone would do on processors of one kind
+        initial = peers.first(lambda: learner.flat.cpu().numpy().tobytes())
+        learner.flat.copy_(torch.frombuffer(bytearray(initial), dtype=torch.float32))
+        why_not = peers.agreed(why_not)
     parts = Parts(
         model,
         learner,
-        ObsNormalizer(spec.obs_dim, clip=cfg.clip_obs, enabled=cfg.norm_obs),
-        RewardScaler(cfg.num_envs, gamma=cfg.gamma, clip=cfg.clip_reward, enabled=cfg.norm_reward),
+        ObsNormalizer(spec.obs_dim, clip=cfg.clip_obs, enabled=cfg.norm_obs, peers=peers),
+        RewardScaler(cfg.num_envs, gamma=cfg.gamma, clip=cfg.clip_reward, enabled=cfg.norm_reward, peers=peers),
         EpisodeTracker(cfg.num_envs),
         deque(maxlen=RETURN_WINDOW),
         TrainState(),
         None if why_not else EpisodeLog(cfg.num_envs, spec.act_dim, spec.max_episode_steps),
         why_not,
+        peers=peers,
     )
     return parts, why_learner
 
@@ -192,14 +252,15 @@ def make_worker_at(
     """
     start = time.perf_counter()
     expected = parts.obs_to_meet
-    worker = make_worker(
-        cfg, actor, parts.model, parts.normalizer, device, timer, purpose=parts.state.env_purpose,
-        log=None if expected is None else parts.log,
-    )  # fmt: skip
+    with parts.peers.together():
+        worker = make_worker(
+            cfg, actor, parts.model, parts.normalizer, device, timer, purpose=parts.state.env_purpose,
+            log=None if expected is None else parts.log, first_env=parts.peers.rank * cfg.num_envs,
+        )  # fmt: skip
     worker.steps_done = parts.state.worker_steps
     if expected is None or parts.log is None:
         return worker, {"why_restarted": parts.why_restarted}
-    if worker.buffers.obs[-1].tobytes() == expected.tobytes():
+    if not parts.peers.any(worker.buffers.obs[-1].tobytes() != expected.tobytes()):
         return worker, {
             "resets": int(parts.log.resets.sum()),
             "steps": int(parts.log.lengths.sum()),
@@ -212,8 +273,10 @@ def make_worker_at(
     return make_worker_at(parts, cfg, actor, device, timer)
 
 
-def _why_restart(saved: Checkpoint, cfg: Config, replay: dict[str, Any]) -> str:
+def _why_restart(saved: Checkpoint, cfg: Config, replay: dict[str, Any], peers: Peers) -> str:
     """Return why environments that can be replayed cannot take up those of ``saved``; empty if they can."""
+    if saved.state.get("world_size", 1) != peers.size:
+        return "the number of processes changed"
     if not replay:
         return "the checkpoint has no log of them"
     now = cfg.to_dict()

@@ -7,7 +7,7 @@ evaluations.jsonl     one object per evaluation
 checkpoints/          see checkpoint.py
 learning_curve.png    drawn at the end
 report.html           written at the end, see report/
-nonfinite.json        where NaN or infinity was found, if it was
+nonfinite.json        where NaN or infinity was found, if it was; nonfinite-k.json by process k
 .lock                 held while a trainer writes here
 """
 
@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import datetime
 import errno
+import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ppo_fast import checkpoint, files
 from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
+from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.errors import CheckpointError, ConfigError, LostError, NonFiniteError, PPOFastError
 from ppo_fast.lock import Lock
+from ppo_fast.nonfinite import write_report
 from ppo_fast.sinks.files import JsonlSink
 
 log = logging.getLogger(__name__)
@@ -55,18 +55,23 @@ def default_path(cfg: Config) -> Path:
 
 
 class RunDir:
-    """A run directory that this process, and no other, may write; :meth:`create` makes it."""
+    """A run directory that this process, and no other, may write; :meth:`create` makes it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Of several processes that train together the first writes; the others read, so all must see the directory.
+    """
+
+    def __init__(self, path: Path, peers: Peers = ALONE) -> None:
+        self.path, self._peers = path, peers
         self.checkpoints = path / "checkpoints"
         self._resumed_at: int | None = None
         self._evaluated_at: int | None = None
         self._lock = Lock(path / ".lock")
 
     @classmethod
-    def open(cls, cfg: Config) -> tuple[RunDir, checkpoint.Checkpoint | None]:
+    def open(cls, cfg: Config, peers: Peers = ALONE) -> tuple[RunDir, checkpoint.Checkpoint | None]:
         """Find the run directory that ``cfg`` means, lock it if it exists, and read the checkpoint to go on from.
+
+        Of several processes the first does, and tells the others.
 
         Nothing is made yet; whoever does not go on calls :meth:`release`.
 
@@ -75,6 +80,26 @@ class RunDir:
                 given, or the run that is taken up cannot go on under ``cfg``.
             CheckpointError: what ``resume`` names is missing or damaged.
         """
+        found: list[tuple[RunDir, checkpoint.Checkpoint | None]] = []
+
+        def find() -> bytes:
+            run, saved = cls._open(cfg, peers)
+            found.append((run, saved))
+            return json.dumps([str(run.path.absolute()), str(saved.path.absolute()) if saved else None]).encode()
+
+        path, resumed = json.loads(peers.first(find))
+        try:
+            with peers.together():
+                if peers.rank:
+                    found.append((cls(Path(path), peers), _seen(Path(resumed)) if resumed else None))
+        except PPOFastError:
+            for run, _ in found:
+                run.release()
+            raise
+        return found[0]
+
+    @classmethod
+    def _open(cls, cfg: Config, peers: Peers) -> tuple[RunDir, checkpoint.Checkpoint | None]:
         if cfg.resume == "auto" and not cfg.run_dir:
             raise ConfigError("resume 'auto' needs run_dir, the directory whose newest checkpoint is meant")
         run: RunDir | None = None
@@ -87,7 +112,7 @@ class RunDir:
             if held and not cfg.resume:
                 raise ConfigError(f"run_dir {str(path)!r} already holds a run: --resume auto goes on with it")
             _check_writable(path)
-            run = cls(path)
+            run = cls(path, peers)
             if held:
                 run._lock.take()
                 checkpoint.remove_stale(run.checkpoints)
@@ -122,6 +147,22 @@ class RunDir:
         Raises:
             ConfigError: it cannot be written, or another trainer writes there.
         """
+        with self._peers.together():
+            if self._peers.rank == 0:
+                self._create(cfg, info)
+
+    def newest(self) -> checkpoint.Checkpoint | None:
+        """Read the newest good checkpoint, the same in every process; None if there is none."""
+
+        def find() -> bytes:
+            there = checkpoint.find(self.checkpoints)
+            return str(checkpoint.load_newest(self.checkpoints, rename_damaged=True).path).encode() if there else b""
+
+        path = self._peers.first(find).decode()
+        with self._peers.together():
+            return _seen(Path(path)) if path else None
+
+    def _create(self, cfg: Config, info: dict[str, Any]) -> None:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock.take()
@@ -152,42 +193,36 @@ class RunDir:
     def report_nonfinite(
         self, err: NonFiniteError, state: Any, rollout: Rollout, parameters: Mapping[str, Any]
     ) -> None:
-        """Write nonfinite.json: what was found, when and where, and the range of every array of rollout and networks.
-
-        A failure to write it is logged: the error itself is what matters.
-        """
-        names = ("obs", "norm_obs", "actions", "log_probs", "rewards", "values_all", "advantages", "returns")
-        report = {
-            "error": str(err),
-            "steps": sorted({step for step, _ in err.places}),
-            "env_ids": sorted({env for _, env in err.places}),
-            "state": vars(state),
-            "arrays": {name: _describe(getattr(rollout, name)) for name in names},
-            "parameters": {name: _describe(np.asarray(array)) for name, array in parameters.items()},
-        }
-        try:
-            files.write_atomic(self.path / "nonfinite.json", files.to_json(report))
-        except OSError as failure:
-            log.warning("nonfinite.json could not be written: %s", failure.strerror)
+        """Write nonfinite.json, see :mod:`ppo_fast.nonfinite`; process k that is not the first nonfinite-k.json."""
+        name = f"nonfinite-{self._peers.rank}.json" if self._peers.rank else "nonfinite.json"
+        write_report(self.path / name, err, state, rollout, parameters)
 
     def draw(self) -> None:
-        """Draw learning_curve.png; a failure is logged, since the run itself is complete."""
+        """Draw learning_curve.png and write report.html; a failure is logged, since the run itself is complete."""
         from ppo_fast.plotting import draw_learning_curve
 
+        if self._peers.rank:
+            return
         try:
             draw_learning_curve(self.path)
         except Exception as err:
             log.warning("learning_curve.png could not be drawn: %s", err)
+        self.report()
+
+    def report(self) -> None:
+        """Write report.html of the run as it stands; a failure is logged."""
+        from ppo_fast import report
+
+        if not self._peers.rank:
+            report.write_report(self.path)
 
 
-def _describe(array: NDArray[Any]) -> dict[str, Any]:
-    finite = array[np.isfinite(array)]
-    return {
-        "shape": list(array.shape),
-        "non_finite": int(array.size - finite.size),
-        "min": float(finite.min()) if finite.size else None,
-        "max": float(finite.max()) if finite.size else None,
-    }
+def _seen(path: Path) -> checkpoint.Checkpoint:
+    """Read the checkpoint that the first process has chosen."""
+    try:
+        return checkpoint.load(path)
+    except CheckpointError as err:
+        raise CheckpointError(f"{err}; every process must see the run directory, on a shared file system") from None
 
 
 def _holds_run(path: Path) -> bool:

@@ -57,8 +57,15 @@ class Saver:
         steps = self._parts.state.env_steps
         return bool(every) and steps < self._cfg.total_timesteps and steps // every != last // every
 
-    def save(self, obs: Obs) -> Path:
+    def is_saved(self) -> bool:
+        """Return whether there is a checkpoint of the present step."""
+        path = checkpoint.path_of(self._directory, self._parts.state.env_steps)
+        return self._first(path.exists)
+
+    def save(self, obs: Obs) -> None:
         """Write a checkpoint, atomically: of everything, or of everything but the simulators where they restart.
+
+        Where there are several processes, the first writes what all of them have.
 
         Raises:
             CheckpointError: it cannot be written; the earlier ones still are there.
@@ -67,14 +74,23 @@ class Saver:
         before, state.saved_at = state.saved_at, state.env_steps
         packed = self._parts.pack(obs)
         packed["state"] |= self._facts | {"config": self._cfg.to_dict()}
-        self._sync()
         try:
-            return checkpoint.save(
-                self._directory, state.env_steps, **packed, keep=self._cfg.keep_checkpoints, best=state.best_step
-            )
+            self._parts.peers.first(lambda: self._write(packed))
         except CheckpointError:
             state.saved_at = before
             raise
+
+    def _write(self, packed: dict[str, Any]) -> bytes:
+        state = self._parts.state
+        self._sync()
+        checkpoint.save(
+            self._directory, state.env_steps, **packed, keep=self._cfg.keep_checkpoints, best=state.best_step
+        )
+        return b""
+
+    def _first(self, ask: Callable[[], bool]) -> bool:
+        """Return the first process's answer in all of them, since neither clocks nor directories are alike."""
+        return bool(self._parts.peers.first(lambda: b"1" if ask() else b""))
 
     def save_if_due(self, obs: Obs, *, also: bool) -> bool:
         """Write a checkpoint if it is time, or ``also`` says so; return False if it was not written.
@@ -85,7 +101,7 @@ class Saver:
         first = cfg.on_nan == "rollback" and not state.saved_at  # to have something to go back to
         if not (also or first or self.due(cfg.checkpoint_every, state.saved_at)):
             return True
-        if time.monotonic() - self._failed_at < _RETRY_S:
+        if self._first(lambda: time.monotonic() - self._failed_at < _RETRY_S):
             return False
         try:
             with self._timer("checkpoint"):

@@ -38,6 +38,13 @@ class TrainState:
     rollbacks: int = 0  # from NaN to an earlier checkpoint; each halves lr_scale
     lr_scale: float = 1.0
 
+    def mark_best(self, mean_return: float) -> bool:
+        """Remember an evaluation at this step if it is the best so far; return whether it is."""
+        if self.best_return is not None and mean_return <= self.best_return:
+            return False
+        self.best_return, self.best_step = mean_return, self.env_steps
+        return True
+
 
 def make_model(cfg: Config, spec: EnvSpec) -> ActorCritic:
     """Return the shapes of the networks that ``cfg`` asks for in the environment ``spec``.

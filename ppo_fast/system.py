@@ -13,6 +13,7 @@ import torch
 
 from ppo_fast import __version__, kernels
 from ppo_fast.cpus import num_cpus
+from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.errors import BackendError, ConfigError
 
 PACKAGES = ("torch", "numpy", "numba", "envpool", "gymnasium", "mujoco", "safetensors", "tyro")
@@ -26,12 +27,6 @@ def build_info(*, all_backends: bool = True) -> dict[str, Any]:
 
     Where ``PPO_FAST_BACKEND`` names a backend that cannot be had, the active one is ``none: `` and the reason.
     """
-    versions = {"python": platform.python_version(), "ppo_fast": __version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     try:
         active = kernels.active()
     except BackendError as error:  # told, not raised: these facts are wanted most where something is wrong
@@ -41,12 +36,23 @@ def build_info(*, all_backends: bool = True) -> dict[str, Any]:
     else:
         backends = {"active": active, "why_not": kernels.passed_over()}
     return {
-        "versions": versions,
+        "versions": versions(),
         "commit": commit(),
         "machine": {"system": f"{platform.system()} {platform.machine()}", "cpu": cpu_model(), "cpus": num_cpus()},
         "core_build": _core_build(),
         "kernels": backends,
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of this package and of what it stands on."""
+    found = {"python": platform.python_version(), "ppo_fast": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def commit() -> str | None:
@@ -61,16 +67,25 @@ def commit() -> str | None:
         return None
 
 
-def choose_device(asked: str) -> torch.device:
-    """Return the device that ``asked`` (``auto``, ``cpu`` or ``cuda``) means here.
+def choose_device(asked: str, peers: Peers = ALONE) -> torch.device:
+    """Return the device that ``asked`` (``auto``, ``cpu`` or ``cuda``) means here; each of ``peers`` gets its own GPU.
 
     Raises:
-        ConfigError: ``cuda`` was asked for and torch sees none.
+        ConfigError: ``cuda`` was asked for and torch sees none, or fewer than there are processes on this machine.
     """
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device here; allowed: 'auto', 'cpu'")
-    return torch.device("cuda" if available and asked != "cpu" else "cpu")
+    if not available or asked == "cpu":
+        return torch.device("cpu")
+    if peers.size == 1:
+        return torch.device("cuda")
+    if peers.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {peers.local_rank} of this machine has no GPU of its own: torch sees {torch.cuda.device_count()} "
+            "here; start so many processes on each machine, or take device 'cpu'"
+        )
+    return torch.device("cuda", peers.local_rank)
 
 
 def device_name(device: torch.device) -> str:

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from ppo_fast.sinks import Sink
     from ppo_fast.trainer import RunResult, Trainer
 
 _STARTED = time.perf_counter()
+_ECHO_S = 3.0  # within which a second signal to one of several processes is taken for an echo of the first
 
 DESCRIPTION = (
     "Train a policy on vectorised MuJoCo, with PPO unless --algo says otherwise. Order: built-in < --preset < "
@@ -37,30 +39,35 @@ def _train(argv: list[str]) -> int:
     from rich.console import Console
 
     from ppo_fast.cli import parse_config
+    from ppo_fast.distributed import connect
     from ppo_fast.sinks.console import ConsoleSink
     from ppo_fast.sinks.live import LiveSink, can_be_live
     from ppo_fast.sinks.symptoms import SymptomSink
     from ppo_fast.trainer import Trainer
 
     cfg = parse_config(argv, prog="python -m ppo_fast.train", description=DESCRIPTION)
-    # The file is named, so that the console goes on to write there when the live view replaces sys.stdout.
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    peers = connect()
+    # The file is named, so that the console goes on to write there when the live view replaces sys.stdout. The first of
+    # several processes speaks for all.
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=peers.rank > 0)
 
     def write(line: str) -> None:
         if not cfg.quiet:
             console.print(line, markup=False)
 
     symptoms, live = SymptomSink(), None
-    if can_be_live(console) and not cfg.quiet:
+    if can_be_live(console) and not cfg.quiet and peers.rank == 0:
         live = LiveSink(cfg.total_timesteps, console, lambda: symptoms.present)
-    trainer = Trainer(cfg, [symptoms, live or ConsoleSink(cfg.total_timesteps, write)], started=_STARTED)
+    heard: list[Sink] = [symptoms, live or ConsoleSink(cfg.total_timesteps, write)] if peers.rank == 0 else []
+    trainer = Trainer(cfg, heard, started=_STARTED, peers=peers)
     console.print(banner(trainer), markup=False)
     if live:
         live.title, live.place = title(trainer), str(trainer.run_dir.path)
-    with stop_on_signals(trainer, live.interrupt if live else lambda say: say()) as received:
+    with stop_on_signals(trainer, live.interrupt if live else lambda say: say()):
         result = trainer.run()
     console.print(ending(result), markup=False)
-    return 128 + received[0] if received and result.stopped else 0
+    peers.close()  # a process that left before the first has said so would have torchrun end the others
+    return 128 + signal.Signals[result.stopped] if result.stopped else 0
 
 
 @contextlib.contextmanager
@@ -69,6 +76,7 @@ def stop_on_signals(trainer: Trainer, interrupt: Callable[[Callable[[], None]], 
 
     So does the first one where nothing has been done yet that could be saved, as while environments are replayed.
     Ending at once loses what came after the last checkpoint and nothing else, since whatever is written is atomic.
+    Of several processes each may get a signal twice, from the scheduler and from torchrun: an echo counts once.
 
     Args:
         trainer: what to stop.
@@ -78,11 +86,16 @@ def stop_on_signals(trainer: Trainer, interrupt: Callable[[Callable[[], None]], 
         The signals received so far.
     """
     received: list[int] = []
+    echoes_until = 0.0
 
     def handle(number: int, frame: object) -> None:
+        nonlocal echoes_until
+        if received and time.monotonic() < echoes_until:
+            return
         if received or not trainer.can_stop:
             _leave(number, frame)
         received.append(number)
+        echoes_until = time.monotonic() + (_ECHO_S if trainer.peers.size > 1 else 0.0)
         name = signal.Signals(number).name
         trainer.stop(name)
         interrupt(lambda: _say(f"{name}: saving after this iteration; once more to leave at once"))
@@ -173,7 +186,10 @@ def banner(trainer: Trainer) -> str:
         "environments": f"{cfg.num_envs} on {info['env_backend']['name']} ({info['env_backend']['reason']}), "
         f"{info['env_backend']['mode']}, "
         f"observation {trainer.spec.obs_dim}{f' ({layout})' if (layout := trainer.spec.obs_layout) else ''}, "
-        + (f"{n} discrete actions" if (n := trainer.spec.num_actions) else f"action {trainer.spec.act_dim}"),
+        + (f"{k} discrete actions" if (k := trainer.spec.num_actions) else f"action {trainer.spec.act_dim}"),
+        "processes": f"{n['count']} ({n['backend']}), {cfg.num_envs} environments each"
+        if (n := info["processes"])["count"] > 1
+        else "",
         "batch": f"{cfg.num_envs} envs x {cfg.num_steps} steps = {cfg.batch_size} rows, {epochs} epochs x "
         f"{cfg.num_minibatches} minibatches of {cfg.minibatch_size}" + whose,
         "network": f"{'-'.join(map(str, cfg.hidden_sizes))} {cfg.activation}{', shared trunk' * cfg.shared_trunk}, "
@@ -203,7 +219,7 @@ def banner(trainer: Trainer) -> str:
         lines["resumed"] = f"from step {info['resumed_at']:,}, " + (
             f"not bit-exactly ({'; '.join(differs)})" if differs else "bit-exactly, by replaying the environments"
         )
-    return "\n".join(f"{name + ':':<14}{text}" for name, text in lines.items())
+    return "\n".join(f"{name + ':':<14}{text}" for name, text in lines.items() if text)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ import torch
 from ppo_fast import checkpoint, envs, kernels, sinks
 from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
+from ppo_fast.distributed import Peers, connect
 from ppo_fast.errors import LostError, NonFiniteError
-from ppo_fast.evaluation import EpisodeStats, InterruptedEvaluation, Policy, evaluate, spec_to_json
+from ppo_fast.evaluation import EpisodeStats, Policy, spec_to_json
+from ppo_fast.examiner import Examiner
 from ppo_fast.metrics import explained_variance
-from ppo_fast.normalizers import ObsNormalizer
 from ppo_fast.parts import make_parts, make_worker_at
-from ppo_fast.report import write_report
 from ppo_fast.rollout import check_advantages, choose_actor
 from ppo_fast.run_dir import RunDir
-from ppo_fast.run_info import describe, differences, numerics
+from ppo_fast.run_info import describe, differences, facts, numerics, require_alike, require_alike_ways
 from ppo_fast.saver import Saver
 from ppo_fast.sinks import Metrics, Sink, Sinks
 from ppo_fast.state import TrainState
@@ -53,21 +53,32 @@ class Trainer:
         cfg: the resolved options.
         callbacks: hear of every row beside the files and what ``cfg.log`` names; see :class:`ppo_fast.Callback`.
         started: ``time.perf_counter()`` when the program began, for ``startup_s``.
+        peers: the processes that train together; None: those among which this one was started.
 
     Raises:
         ConfigError, EnvError, BackendError, CheckpointError: whatever can be known before the first step.
     """
 
-    def __init__(self, cfg: Config, callbacks: Sequence[Sink] = (), *, started: float | None = None) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        callbacks: Sequence[Sink] = (),
+        *,
+        started: float | None = None,
+        peers: Peers | None = None,
+    ) -> None:
         self.cfg = cfg
         self._started = time.perf_counter() if started is None else started
-        if cfg.kernels is not None:
-            kernels.use(cfg.kernels)
-        kernels.active()  # a backend that cannot be had shows now
-        self.device = choose_device(cfg.device)
-        torch.set_num_threads(cfg.torch_threads)
-        self.spec = envs.spec(cfg.env, cfg.env_backend, cfg.env_kwargs)
-        self.run_dir, saved = RunDir.open(cfg)
+        self.peers = connect() if peers is None else peers
+        require_alike(cfg, self.peers)
+        with self.peers.together():
+            if cfg.kernels is not None:
+                kernels.use(cfg.kernels)
+            kernels.active()  # a backend that cannot be had shows now
+            self.device = choose_device(cfg.device, self.peers)
+            torch.set_num_threads(cfg.torch_threads)
+            self.spec = envs.spec(cfg.env, cfg.env_backend, cfg.env_kwargs)
+        self.run_dir, saved = RunDir.open(cfg, self.peers)
         try:
             self._make(saved, callbacks)
         except BaseException:
@@ -76,17 +87,21 @@ class Trainer:
 
     def _make(self, saved: checkpoint.Checkpoint | None, callbacks: Sequence[Sink]) -> None:
         cfg = self.cfg
-        self.sinks = Sinks([self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path), *callbacks])
-        self.parts, why_learner = make_parts(cfg, self.spec, self.device)
+        with self.peers.together():  # of which the first writes for all
+            files = [] if self.peers.rank else [self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path)]
+        self.sinks = Sinks([*files, *callbacks])
+        self.parts, why_learner = make_parts(cfg, self.spec, self.device, self.peers)
         self.model, self.learner, self.state = self.parts.model, self.parts.learner, self.parts.state
         self.normalizer, self.scaler = self.parts.normalizer, self.parts.scaler
-        self.actor, why_actor = choose_actor(cfg, self.model, self.device)
+        with self.peers.together():
+            self.actor, why_actor = choose_actor(cfg, self.model, self.device)
+            self.info = describe(cfg, self.device, self.parts, why_learner, self.actor, why_actor)
+        self.info["env_spec"] = spec_to_json(self.spec)
+        require_alike_ways(self.info, self.peers)
         self.timer = PhaseTimer()
-        self.info = describe(cfg, self.device, self.learner, why_learner, self.actor, why_actor)
-        self.info["resume"] = {"exact": self.parts.log is not None, "why_not": self.parts.why_not_exact}
-        self.info |= {"resumed_at": None, "env_spec": spec_to_json(self.spec)}
-        facts = {**{name: self.info[name] for name in ("env_spec", "versions")}, "numerics": numerics(self.info)}
-        self.saver = Saver(self.run_dir.checkpoints, cfg, self.parts, facts, self.timer, self.sinks.sync)
+        self.examiner = Examiner(cfg, self.spec, self.parts, lambda: bool(self._stop))
+        made_by = facts(self.info)
+        self.saver = Saver(self.run_dir.checkpoints, cfg, self.parts, made_by, self.timer, self.sinks.sync)
         self.final: EpisodeStats | None = None
         self._stop = ""
         self.can_stop = False  # true once there is something that a stop could save
@@ -109,12 +124,12 @@ class Trainer:
             self._make_worker()
             stack.callback(lambda: self.worker.env.close())
             self._begin()
-            while state.env_steps < cfg.total_timesteps and not self._stop:
+            while state.env_steps < cfg.total_timesteps and not self._stopped():
                 try:
                     if state.env_steps == 0:
                         self._warm_up()
                     self.learner.set_progress(state.env_steps / cfg.total_timesteps, state.lr_scale)
-                    with timer("rollout"):
+                    with timer("rollout"), self.peers.together():
                         rollout = self.worker.collect(self.learner.flat)  # the policy and the statistics are frozen
                     with timer("advantage"):
                         self.scaler.update(rollout.rewards, rollout.done, rollout.valid)
@@ -124,7 +139,8 @@ class Trainer:
                             rollout.done, gamma=cfg.gamma, gae_lambda=cfg.gae_lambda,
                             out=(rollout.advantages, rollout.returns),
                         )  # fmt: skip
-                        check_advantages(rollout, self.worker.steps_done)
+                        with self.peers.together():
+                            check_advantages(rollout, self.worker.steps_done)
                     with timer("update"):
                         learned = self.learner.update(rollout)
                         self.normalizer.update(rollout.obs[:-1], rollout.valid)
@@ -141,6 +157,10 @@ class Trainer:
             why: for :class:`RunResult`, not empty.
         """
         self._stop = why
+
+    def _stopped(self) -> str:
+        """Return by what the run is stopped, the same in all processes, whichever was told; empty if it is not."""
+        return self.peers.agreed(self._stop)
 
     def _make_worker(self) -> None:
         """Make the environments, and bring them to where the run goes on."""
@@ -162,7 +182,8 @@ class Trainer:
 
     def _warm_up(self) -> None:
         """Give the statistics a rollout that is not learned from."""
-        rollout = self.worker.collect(self.learner.flat)
+        with self.peers.together():
+            rollout = self.worker.collect(self.learner.flat)
         self.normalizer.update(rollout.obs[:-1], rollout.valid)
         self.scaler.update(rollout.rewards, rollout.done, rollout.valid)
         self.parts.count(rollout, self.worker.steps_done)
@@ -175,6 +196,7 @@ class Trainer:
         before = self.state.env_steps if self.state.iteration else 0
         finished = self.parts.count(rollout, self.worker.steps_done)
         self.state.iteration += 1
+        self.parts.require_equal()
         now = time.perf_counter()
         self.state.wall_s = now - self._clock
         row: Metrics = {
@@ -185,7 +207,7 @@ class Trainer:
             **self.parts.episode_means(),
             "episodes": finished,
             **learned,
-            "explained_var": explained_variance(rollout),
+            "explained_var": explained_variance(rollout, self.peers),
         }
         if self.state.iteration == 1:
             row["startup_s"] = round(self._startup_s, 3)
@@ -205,17 +227,16 @@ class Trainer:
 
     def _finish(self) -> RunResult:
         state, unsaved = self.state, ""
-        if state.env_steps and not checkpoint.path_of(self.run_dir.checkpoints, state.env_steps).exists():
+        if state.env_steps and not self.saver.is_saved():
             unsaved = self.saver.save_last(self.worker.buffers.obs[-1])
         self.final = None
-        if not self._stop:
+        if not self._stopped():
             improved = self._evaluate()
             if improved or unsaved:
                 unsaved = self.saver.save_last(self.worker.buffers.obs[-1])
-        stopped = "" if self.final else self._stop  # a signal after the last evaluation comes too late to stop anything
+        stopped = "" if self.final else self._stopped()  # after the last evaluation a signal stops nothing any more
         if not stopped:
             self.run_dir.draw()
-            write_report(self.run_dir.path)
         if unsaved:
             raise LostError(f"{unsaved}; the end of the run is not saved")
         return RunResult(self.policy(), state, self.final, self.run_dir.path, stopped)
@@ -224,10 +245,10 @@ class Trainer:
         """Go back to the newest good checkpoint at half the learning rate, or raise ``error``."""
         state, done, scale = self.state, self.state.rollbacks, self.state.lr_scale
         self._report(error)
-        if self.cfg.on_nan == "stop" or done == MAX_ROLLBACKS or not checkpoint.find(self.run_dir.checkpoints):
-            write_report(self.run_dir.path)
+        may = self.cfg.on_nan == "rollback" and done < MAX_ROLLBACKS
+        if not may or (saved := self.run_dir.newest()) is None:
+            self.run_dir.report()
             raise error
-        saved = checkpoint.load_newest(self.run_dir.checkpoints, rename_damaged=True)
         self.worker.env.close()
         self._restore(saved)
         state.rollbacks, state.lr_scale = done + 1, scale / 2
@@ -245,43 +266,28 @@ class Trainer:
     # --- what the loop calls -----------------------------------------------------------------------------------------
     def policy(self) -> Policy:
         """Return a copy of the current policy with its normaliser."""
-        frozen = ObsNormalizer(self.spec.obs_dim, clip=self.cfg.clip_obs, enabled=self.cfg.norm_obs)
-        frozen.moments.load(self.normalizer.moments.state())
-        frozen.freeze()
-        return Policy(self.model, self.learner.flat, frozen, self.spec)
+        return self.examiner.policy()
 
     def _evaluate(self) -> bool:
         """Evaluate on other environments, with the run's clock standing still; return whether it is the best yet.
 
         A stop breaks it off, and the run that is taken up makes it again.
         """
-        start, cfg, state = time.perf_counter(), self.cfg, self.state
+        start, state = time.perf_counter(), self.state
         try:
-            stats = evaluate(
-                self.policy(), cfg.env, episodes=cfg.eval_episodes, seed=cfg.seed, backend=cfg.env_backend,
-                num_threads=cfg.env_threads, stop=lambda: bool(self._stop),
-            )  # fmt: skip
-        except InterruptedEvaluation:
-            return False
+            stats = self.examiner.examine()
         except NonFiniteError as err:
             self._report(err)
             raise
+        if stats is None:
+            return False
         self.final, state.evaluated_at = stats, state.env_steps
-        self.sinks.evaluation(
-            {
-                "env_steps": state.env_steps,
-                "wall_s": round(state.wall_s, 6),
-                "returns": stats.returns.tolist(),
-                "lengths": stats.lengths.tolist(),
-            }
-        )
+        record = {"env_steps": state.env_steps, "wall_s": round(state.wall_s, 6), **stats.to_json()}
+        self.sinks.evaluation(record)
         paused = time.perf_counter() - start
         self._clock += paused
         self._row_started += paused
-        if state.best_return is not None and stats.mean <= state.best_return:
-            return False
-        state.best_return, state.best_step = stats.mean, state.env_steps
-        return True
+        return state.mark_best(stats.mean)
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         """Take up a checkpoint; the environments follow when the worker is made."""

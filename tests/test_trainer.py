@@ -20,7 +20,7 @@ import training
 from fakes import ChainEnv, CountingEnv
 from training import Recorder, Run, config, one_thread, use_fake_envs  # noqa: F401
 
-from ppo_fast import checkpoint, kernels, reference, trainer
+from ppo_fast import checkpoint, examiner, kernels, reference, trainer
 from ppo_fast.batch import Rollout
 from ppo_fast.errors import ConfigError, LostError, NonFiniteError
 from ppo_fast.evaluation import EpisodeStats, load_policy
@@ -358,7 +358,7 @@ def test_wall_clock_excludes_evaluation(tmp_path: Path, monkeypatch: pytest.Monk
         clock.pushed += 1000.0
         return EpisodeStats(np.zeros(1), np.zeros(1, np.int64))
 
-    monkeypatch.setattr(trainer, "evaluate", slow)
+    monkeypatch.setattr(examiner, "evaluate", slow)
     run = training.train(config(tmp_path / "run", eval_every=300))
     assert clock.pushed >= 4000
     assert run.rows[-1]["wall_s"] < 500

@@ -8,9 +8,10 @@ import logging
 import torch
 from torch import Tensor
 
-from ppo_fast.algos import foreign
+from ppo_fast.algos import NAMES, foreign
 from ppo_fast.config import DEFAULTS, Config
-from ppo_fast.errors import BackendError
+from ppo_fast.distributed import ALONE, Peers
+from ppo_fast.errors import BackendError, ConfigError
 from ppo_fast.learners.base import Learner
 from ppo_fast.learners.native import NativeLearner, lacks
 from ppo_fast.learners.ppo_base import PPOLearner
@@ -22,17 +23,22 @@ from ppo_fast.models import ActorCritic
 log = logging.getLogger(__name__)
 
 
-def make_learner(model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device) -> tuple[Learner, str]:
+def make_learner(
+    model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device, peers: Peers = ALONE
+) -> tuple[Learner, str]:
     """Return the learner that ``cfg.algo`` and ``cfg.learner`` mean here, and the reason where ``auto`` chose.
 
     Of TRPO and REINFORCE, ``cfg.learner`` says what fits the critic; the policy's step is torch's.
 
     Raises:
         BackendError: a learner asked for by name cannot be had; the message says what lacks.
+        ConfigError: ``cfg.algo`` is not for several processes.
     """
     if cfg.algo == "ppo":
-        return _make_ppo(model, flat, cfg, device)
-    critic, why = _make_ppo(model, flat, critic_config(cfg), device)
+        return _make_ppo(model, flat, cfg, device, peers)
+    if peers.size > 1:
+        raise ConfigError(f"{NAMES[cfg.algo]} trains in one process, and there are {peers.size}; PPO trains in several")
+    critic, why = _make_ppo(model, flat, critic_config(cfg), device, ALONE)
     return (TRPOLearner if cfg.algo == "trpo" else ReinforceLearner)(critic, cfg), why
 
 
@@ -42,7 +48,9 @@ def critic_config(cfg: Config) -> Config:
     return dataclasses.replace(cfg, **own, algo="ppo", update_epochs=cfg.critic_epochs, vf_coef=1.0, ent_coef=0.0)
 
 
-def _make_ppo(model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device) -> tuple[PPOLearner, str]:
+def _make_ppo(
+    model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device, peers: Peers
+) -> tuple[PPOLearner, str]:
     """Return PPO's learner and the reason where ``auto`` chose.
 
     ``auto`` takes the native learner where it can run; torch otherwise, with a warning unless the device is no CPU, and
@@ -52,16 +60,16 @@ def _make_ppo(model: ActorCritic, flat: Tensor, cfg: Config, device: torch.devic
         BackendError: a learner asked for by name cannot be had; the message says what lacks.
     """
     if cfg.learner == "torch":
-        return TorchLearner(model, flat, cfg, device), ""
+        return TorchLearner(model, flat, cfg, device, peers=peers), ""
     missing = lacks(model, device)
     if cfg.learner == "native":
         if missing:
             raise BackendError(f"--learner native: {missing}")
-        return NativeLearner(model, flat, cfg, device), ""
+        return NativeLearner(model, flat, cfg, device, peers=peers), ""
     if cfg.update != "auto":
-        return TorchLearner(model, flat, cfg, device), ""  # the banner says which way was asked for
+        return TorchLearner(model, flat, cfg, device, peers=peers), ""  # the banner says which way was asked for
     if not missing:
-        return NativeLearner(model, flat, cfg, device), "the fastest on the CPU"
+        return NativeLearner(model, flat, cfg, device, peers=peers), "the fastest on the CPU"
     if device.type == "cpu":
         log.warning("updates run on torch, the native learner cannot be had: %s", missing)
-    return TorchLearner(model, flat, cfg, device), f"no native learner: {missing}"
+    return TorchLearner(model, flat, cfg, device, peers=peers), f"no native learner: {missing}"

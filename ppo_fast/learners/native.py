@@ -16,6 +16,7 @@ from ppo_fast import native
 from ppo_fast.batch import Float32
 from ppo_fast.config import Config
 from ppo_fast.cpus import cpu_budget
+from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.errors import BackendError, ShapeError
 from ppo_fast.kernels._checks import FLOAT32, INT64, check_array, check_range
 from ppo_fast.learners.ppo_base import Order, PPOLearner
@@ -42,6 +43,7 @@ class NativeLearner(PPOLearner):
         cfg: the run's options.
         device: must be the CPU.
         simd: ``avx512``, ``avx2`` or ``baseline``; empty: what ``PPO_FAST_SIMD`` says, else the best there is.
+        peers: the processes that share their gradients.
 
     Raises:
         BackendError: the core is missing or lacks something, or this processor does not run that SIMD level.
@@ -51,12 +53,19 @@ class NativeLearner(PPOLearner):
     mode = "native"
 
     def __init__(
-        self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device | None = None, *, simd: str = ""
+        self,
+        model: ActorCritic,
+        flat: Tensor,
+        cfg: Config,
+        device: torch.device | None = None,
+        *,
+        simd: str = "",
+        peers: Peers = ALONE,
     ) -> None:
         device = torch.device("cpu") if device is None else device
         if reason := lacks(model, device):
             raise BackendError(f"the native learner cannot be had: {reason}")
-        super().__init__(model, flat, cfg, device)
+        super().__init__(model, flat, cfg, device, peers=peers)
         from ppo_fast import _core
 
         try:
@@ -123,10 +132,23 @@ class NativeLearner(PPOLearner):
             check_array(name, batch[name], FLOAT32, str(axes), (rows, *map(int, width)))
         check_array("index", index, INT64, "(M,)", (min(index.size, self.cfg.minibatch_size),))
         check_range("index", index, rows, "B")
-        out, stats = torch.zeros_like(self.flat), np.zeros(len(STATS))
         self._begin()
+        return self._gradient_of(batch, index)
+
+    def _gradient_of(self, batch: Mapping[str, Float32], index: Order) -> tuple[Tensor, Tensor]:
+        out, stats = torch.zeros_like(self.flat), np.zeros(len(STATS))
         self.core.gradient(index, *[batch[name] for name in Minibatch._fields], out=out.numpy(), stats=stats)
         return out, torch.from_numpy(stats)
+
+    def _shuffle(self, batch: dict[str, Float32], order: Order) -> None:
+        self._shuffled = batch, order.reshape(self.cfg.num_minibatches, self.cfg.minibatch_size)
+
+    def _gradient(self, k: int) -> tuple[Tensor, Tensor]:
+        batch, order = self._shuffled
+        return self._gradient_of(batch, order[k])
+
+    def _step(self, gradient: Tensor) -> float:
+        return self.core.step(gradient.numpy(), self.learning_rate)
 
     def step(self, gradient: Tensor) -> float:
         """Clip the gradient (P,), make one Adam step on ``flat``, and return the norm before clipping.
@@ -136,6 +158,6 @@ class NativeLearner(PPOLearner):
         """
         check_array("gradient", gradient.numpy(), FLOAT32, "(P,)", (self.model.num_params,))
         self._begin()
-        norm = self.core.step(gradient.numpy(), self.learning_rate)
+        norm = self._step(gradient)
         self._end()
         return norm

@@ -18,9 +18,11 @@ from torch import Tensor
 from ppo_fast import kernels
 from ppo_fast.batch import Bool, Float32, Rollout
 from ppo_fast.config import Config
+from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.errors import ShapeError
 from ppo_fast.kernels._checks import BOOL, FLOAT32, check_array
 from ppo_fast.learners.ppo_step import ADV_EPS, STATS, LossConfig
+from ppo_fast.learners.shared import normalized, of_minibatches, shared_pass
 from ppo_fast.models import ActorCritic
 
 Order = NDArray[np.int64]
@@ -37,6 +39,7 @@ class PPOLearner(ABC):
         flat: (P,) initial parameters; copied to ``device``.
         cfg: the run's options.
         device: where the update runs.
+        peers: the processes that share their gradients.
 
     Raises:
         ShapeError: ``flat`` is not (P,) float32.
@@ -49,14 +52,16 @@ class PPOLearner(ABC):
     simd: str | None = None
     threads: int = 1
 
-    def __init__(self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device) -> None:
+    def __init__(
+        self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device, *, peers: Peers = ALONE
+    ) -> None:
         if flat.shape != (model.num_params,) or flat.dtype != torch.float32:
             raise ShapeError(f"flat must be ({model.num_params},) torch.float32, got {tuple(flat.shape)} {flat.dtype}")
-        self.model, self.cfg, self.device = model, cfg, device
+        self.model, self.cfg, self.device, self.peers = model, cfg, device, peers
         self.hp = LossConfig(
             clip_coef=cfg.clip_coef,
             clip_vloss=cfg.clip_vloss,
-            norm_adv_minibatch=cfg.norm_adv == "minibatch",
+            norm_adv_minibatch=cfg.norm_adv == "minibatch" and peers.size == 1,  # else before the pass, over all
             ent_coef=cfg.ent_coef,
             vf_coef=cfg.vf_coef,
             max_grad_norm=cfg.max_grad_norm,
@@ -68,7 +73,6 @@ class PPOLearner(ABC):
         self.epochs_done = 0
         self.base_rate = self.learning_rate = cfg.learning_rate
 
-    # --- schedules ---------------------------------------------------------------------------------------------------
     def set_progress(self, progress: float, lr_scale: float = 1.0) -> None:
         """Set the learning rate: ``lr · lr_scale``, times ``1 − progress`` when annealed; ``adaptive_kl`` moves lr."""
         self.learning_rate = self.base_rate * (1.0 - progress if self.cfg.anneal_lr else 1.0) * lr_scale
@@ -90,13 +94,13 @@ class PPOLearner(ABC):
         while len(stats) < self.cfg.update_epochs and not self._stops(stats[-1:]):
             if stats:
                 batch |= self._judged_again(rollout)
-            stats.append(self._epochs(batch, 1)[0])
+            stats.append(self._passes(batch, 1)[0])
             self.epochs_done += 1
         return self._learned(torch.stack(stats))
 
     def learn(self, batch: dict[str, Float32]) -> dict[str, float]:
         """Do the same with a batch that :meth:`stage` made, and the advantages and returns in it."""
-        stats = self._epochs(batch, self.cfg.update_epochs)
+        stats = self._passes(batch, self.cfg.update_epochs)
         self.epochs_done += len(stats)
         return self._learned(stats)
 
@@ -127,8 +131,44 @@ class PPOLearner(ABC):
     def _learned(self, stats: Tensor) -> dict[str, float]:
         if self.cfg.adaptive_kl is not None:
             self.base_rate = adapted_rate(self.base_rate, mean_kl(stats[-1]), self.cfg.adaptive_kl)
-        metrics = self._metrics(stats.sum(0))
-        return {**metrics, "learning_rate": self.learning_rate, "epochs": float(len(stats))}
+        return {**self._metrics(stats.sum(0)), "learning_rate": self.learning_rate, "epochs": float(len(stats))}
+
+    def _passes(self, batch: dict[str, Float32], passes: int) -> Tensor:
+        """Do what :meth:`_epochs` does, or what :meth:`_shared_epochs` does where there are several processes."""
+        return self._epochs(batch, passes) if self.peers.size == 1 else self._shared_epochs(batch, passes)
+
+    def _shared_epochs(self, batch: dict[str, Float32], passes: int) -> Tensor:
+        cfg, stats = self.cfg, list[Tensor]()
+        self._begin()
+        while len(stats) < passes and not self._stops(stats[-1:]):
+            stream = kernels.stream_id(self.peers.rank, self.epochs_done + len(stats))
+            order = kernels.permutation(cfg.batch_size, seed=cfg.seed, stream=stream)
+            rows = order.reshape(cfg.num_minibatches, cfg.minibatch_size)
+            counts, own, advantages = of_minibatches(batch, rows, self.peers)
+            self._shuffle(batch | ({"advantages": advantages} if cfg.norm_adv == "minibatch" else {}), order)
+            stats.append(shared_pass(counts, own, self._gradient, self._step, self.flat, self.peers))
+        self._end()
+        return torch.stack(stats)
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Get ready for gradients and steps."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Bring ``flat``, Adam's moments and its steps up to date."""
+
+    @abstractmethod
+    def _shuffle(self, batch: dict[str, Float32], order: Order) -> None:
+        """Take in a batch whose k-th minibatch are the rows ``order[k * M : (k + 1) * M]``, until the next call."""
+
+    @abstractmethod
+    def _gradient(self, k: int) -> tuple[Tensor, Tensor]:
+        """Return the mean gradient (P,) over the valid rows of minibatch k, of which there are some, and its sums."""
+
+    @abstractmethod
+    def _step(self, gradient: Tensor) -> Tensor | float:
+        """Clip the gradient (P,), make a step of Adam, and return the norm before clipping."""
 
     @abstractmethod
     def _epochs(self, batch: dict[str, Float32], passes: int) -> Tensor:
@@ -168,6 +208,8 @@ class PPOLearner(ABC):
 
     def _normed(self, advantages: Float32, valid: Bool) -> Float32:
         """Return advantages (B,), normalised over the valid rows of the batch if that is asked for."""
+        if self.cfg.norm_adv == "batch" and self.peers.size > 1:
+            return normalized(advantages[None], valid[None], self.peers)[2].reshape(-1)
         chosen = advantages[valid].astype(np.float64)
         if self.cfg.norm_adv != "batch" or not chosen.size:
             return advantages
@@ -197,15 +239,12 @@ class PPOLearner(ABC):
         grad_norm = sums.pop("grad_norm") / steps
         return {**{name: total / rows for name, total in sums.items()}, "grad_norm": grad_norm}
 
-    # --- state -------------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Tensor]:
         """Return Adam's moments (P,) and the counters, on the CPU; the same of every learner."""
         counters = torch.tensor([self.adam_steps, self.epochs_done], dtype=torch.int64)
-        moments = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
-        rate = (
-            {} if self.cfg.adaptive_kl is None else {"base_rate": torch.tensor([self.base_rate], dtype=torch.float64)}
-        )
-        return {**{name: moment.cpu().clone() for name, moment in moments.items()}, "counters": counters, **rate}
+        moments = {"exp_avg": self.exp_avg.cpu().clone(), "exp_avg_sq": self.exp_avg_sq.cpu().clone()}
+        base_rate = {"base_rate": torch.tensor([self.base_rate], dtype=torch.float64)}
+        return {**moments, "counters": counters, **({} if self.cfg.adaptive_kl is None else base_rate)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`state` returned.

@@ -13,9 +13,18 @@ from torch import Tensor
 from ppo_fast import kernels
 from ppo_fast.batch import Float32, aligned_zeros
 from ppo_fast.config import Config
+from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.errors import BackendError
 from ppo_fast.learners.ppo_base import Order, PPOLearner
-from ppo_fast.learners.ppo_step import ADAM_BETAS, STATS, Minibatch, Optimizer, minibatch_step
+from ppo_fast.learners.ppo_step import (
+    ADAM_BETAS,
+    STATS,
+    Minibatch,
+    Optimizer,
+    adam_step,
+    eager_gradient,
+    minibatch_step,
+)
 from ppo_fast.models import ActorCritic
 
 log = logging.getLogger(__name__)
@@ -35,20 +44,23 @@ class TorchLearner(PPOLearner):
         flat: (P,) initial parameters; copied to ``device``.
         cfg: the run's options.
         device: where the update runs.
+        peers: the processes that share their gradients.
 
     Raises:
-        BackendError: ``cfg.update == "compile"`` and no compiler works here.
+        BackendError: ``cfg.update == "compile"`` and no compiler works here, or processes share their gradients.
     """
 
     name = "torch"
 
-    def __init__(self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device) -> None:
-        super().__init__(model, flat, cfg, device)
+    def __init__(
+        self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device, *, peers: Peers = ALONE
+    ) -> None:
+        super().__init__(model, flat, cfg, device, peers=peers)
         stats = torch.zeros(len(STATS), dtype=torch.float32, device=device)
         self.opt = Optimizer(self.flat, self.exp_avg, self.exp_avg_sq, stats)
         self._shuffled = self._allocate()
         self.mode = "eager"
-        self._step: Step = self._bind(compiled=False)
+        self._whole_step: Step = self._bind(compiled=False)
         self._choose_mode()
 
     # --- the update --------------------------------------------------------------------------------------------------
@@ -66,16 +78,35 @@ class TorchLearner(PPOLearner):
         """Shuffle the batch once, then step through it in minibatches of M contiguous rows."""
         cfg = self.cfg
         self.opt.stats.zero_()
-        for name, source in batch.items():
-            kernels.gather(source, order, out=self._shuffled[name])
+        self._shuffle(batch, order)
         counts = self._shuffled["valid"].reshape(cfg.num_minibatches, -1).sum(1)
         scalars = self._scalars(counts)
-        views = {name: torch.from_numpy(array).to(self.device) for name, array in self._shuffled.items()}
-        for i in np.flatnonzero(counts):  # a minibatch of reset rows alone makes no step
-            start = int(i) * cfg.minibatch_size
-            mb = Minibatch(**{name: view[start : start + cfg.minibatch_size] for name, view in views.items()})
-            self._step(self.opt, scalars[int(i)], mb)
+        for i in np.flatnonzero(counts).tolist():  # a minibatch of reset rows alone makes no step
+            self._whole_step(self.opt, scalars[i], self._minibatch(i))
         return self.opt.stats.clone()
+
+    def _begin(self) -> None:
+        """Nothing to do: ``flat`` and Adam's moments are what is stepped."""
+
+    def _end(self) -> None:
+        """Nothing to do."""
+
+    def _shuffle(self, batch: dict[str, Float32], order: Order) -> None:
+        for name, source in batch.items():
+            kernels.gather(source, order, out=self._shuffled[name])
+        self._views = {name: torch.from_numpy(array).to(self.device) for name, array in self._shuffled.items()}
+
+    def _minibatch(self, k: int) -> Minibatch:
+        start, rows = k * self.cfg.minibatch_size, self.cfg.minibatch_size
+        return Minibatch(**{name: view[start : start + rows] for name, view in self._views.items()})
+
+    def _gradient(self, k: int) -> tuple[Tensor, Tensor]:
+        mb = self._minibatch(k)
+        return eager_gradient(self.model, self.hp, self.flat, 1.0 / mb.valid.sum(), mb)
+
+    def _step(self, gradient: Tensor) -> Tensor:
+        scalars = self._scalars(np.ones(1, np.float32))[0]
+        return adam_step(self.hp, self.opt, scalars[1], scalars[2], gradient)
 
     def _scalars(self, counts: Float32) -> Tensor:
         """Return (num_minibatches, 3): 1 / valid rows, lr / (1 − β₁ᵗ), 1 / sqrt(1 − β₂ᵗ); t counts real steps."""
@@ -95,6 +126,13 @@ class TorchLearner(PPOLearner):
         planned = cfg.total_timesteps // cfg.batch_size * cfg.update_epochs * cfg.num_minibatches
         if cfg.update == "eager":
             self.why_eager = "asked for"
+        elif self.peers.size > 1:
+            if cfg.update == "compile":
+                raise BackendError(
+                    "--update compile: what is compiled is a whole step, and several processes sum their gradients in "
+                    "the middle of it; leave --update at 'auto'"
+                )
+            self.why_eager = "processes sum their gradients in the middle of a step"
         elif cfg.update == "auto" and self.device.type == "cpu" and planned < COMPILE_PAYS_AFTER:
             self.why_eager = f"{planned} minibatch steps do not repay a compilation"
         else:
@@ -116,7 +154,7 @@ class TorchLearner(PPOLearner):
             log.warning("torch.compile does not work here, updates run eagerly: %s", reason)
             self.why_eager = f"torch.compile does not work here: {reason}"
             return
-        self._step, self.mode, self.compile_s = step, "compile", time.perf_counter() - start
+        self._whole_step, self.mode, self.compile_s = step, "compile", time.perf_counter() - start
 
     def _bind(self, *, compiled: bool) -> Step:
         model, hp = self.model, self.hp

@@ -58,6 +58,7 @@ def make_worker(
     *,
     purpose: int = 0,
     log: EpisodeLog | None = None,
+    first_env: int = 0,
 ) -> Worker:
     """Make a run's environments and the worker that drives them; ``worker.env`` is the caller's to close.
 
@@ -70,6 +71,7 @@ def make_worker(
         model, normalizer, device, timer: as the workers take them.
         purpose: separates the seeds of training, evaluation and resumed training (:func:`ppo_fast.envs.make`).
         log: what the environments have to go through first, of a run that is taken up; None for a reset.
+        first_env: global index of environment 0, on which its seed and its noise depend.
 
     Raises:
         ConfigError, EnvError, BackendError: the environments or the actor cannot be had.
@@ -81,8 +83,11 @@ def make_worker(
         "vectorization": cfg.vectorization,
         "purpose": purpose,
         "env_kwargs": cfg.env_kwargs,
+        "first_env": first_env,
     }
-    common: dict[str, Any] = {"num_steps": cfg.num_steps, "seed": cfg.seed, "timer": timer, "log": log}
+    common: dict[str, Any] = {
+        "num_steps": cfg.num_steps, "seed": cfg.seed, "timer": timer, "log": log, "first_env": first_env
+    }  # fmt: skip
     if actor == "native":
         stream = envs.make_stream(cfg.env, cfg.num_envs, **where)
         with closed_on_error(stream):

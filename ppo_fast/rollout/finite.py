@@ -28,7 +28,7 @@ def check_finite(buf: Rollout, steps_done: int) -> None:
         where = np.argwhere(bad)
         if len(where):
             first = steps_done - len(buf.rewards)
-            raise _error(name, [(first + row[0], row[1]) for row in where.tolist()])
+            raise _error(name, [(first + row[0], buf.first_env + row[1]) for row in where.tolist()])
 
 
 def check_advantages(buf: Rollout, steps_done: int) -> None:
@@ -44,7 +44,7 @@ def check_advantages(buf: Rollout, steps_done: int) -> None:
         where = np.argwhere(~np.isfinite(array) & buf.valid)
         if len(where):
             first = steps_done - len(buf.rewards)
-            raise _error(name, [(first + row[0], row[1]) for row in where.tolist()])
+            raise _error(name, [(first + row[0], buf.first_env + row[1]) for row in where.tolist()])
 
 
 def _error(name: str, places: list[tuple[int, int]]) -> NonFiniteError:

@@ -38,6 +38,7 @@ class NativeRolloutWorker:
         timer: receives the phases ``physics``, the wait for the simulator, and ``act``.
         simd: ``avx512``, ``avx2`` or ``baseline``; empty: what ``PPO_FAST_SIMD`` says, else the best there is.
         log: what ``env`` has to go through to be where a run goes on; None for a reset.
+        first_env: global index of environment 0, for the noise.
 
     Raises:
         BackendError: the core is missing or lacks something, or this processor does not run that SIMD level.
@@ -54,6 +55,7 @@ class NativeRolloutWorker:
         timer: PhaseTimer,
         simd: str = "",
         log: EpisodeLog | None = None,
+        first_env: int = 0,
     ) -> None:
         if reason := native.lacks(model):
             raise BackendError(f"the native actor cannot be had: {reason}")
@@ -69,7 +71,7 @@ class NativeRolloutWorker:
                 num_envs=n,
                 num_steps=num_steps,
                 seed=seed,
-                first_env=0,
+                first_env=first_env,
                 normalize=normalizer.enabled,
                 clip_obs=float(normalizer.clip),
                 action_low=rescaler.low.tolist(),
@@ -80,7 +82,7 @@ class NativeRolloutWorker:
         except ValueError as err:
             raise BackendError(f"the native actor cannot be had: {err}") from None
         self.simd = self.core.simd_level
-        self.buffers = Rollout.allocate(num_steps, n, model.obs_dim, a)
+        self.buffers = Rollout.allocate(num_steps, n, model.obs_dim, a, first_env)
         self.steps_done = 0  # per environment, reset rows included: half of the noise's key
         self._env_ids, self._actions = np.empty(n, np.int32), np.empty((n, a), np.float64)
         start_envs(env, log, self.buffers.obs[-1])
@@ -120,7 +122,7 @@ class NativeRolloutWorker:
     def _require_finite_actions(self) -> None:
         if self.core.failed_env >= 0:
             check_finite(self.buffers, self.steps_done + self.num_steps)  # the cause, if a row that came back is bad
-            env = self.core.failed_env
+            env = self.buffers.first_env + self.core.failed_env
             raise NonFiniteError(
                 f"the action of environment {env} is not finite, at a step from {self.steps_done} on; it was not taken",
                 [(self.steps_done, env)],

@@ -36,6 +36,7 @@ class RolloutWorker:
         device: where the networks run.
         timer: receives the phases ``physics`` and ``act``.
         log: what ``env`` has to go through to be where a run goes on; None for a reset.
+        first_env: global index of environment 0, for the noise.
     """
 
     def __init__(
@@ -49,16 +50,17 @@ class RolloutWorker:
         device: torch.device,
         timer: PhaseTimer,
         log: EpisodeLog | None = None,
+        first_env: int = 0,
     ) -> None:
         self.env, self.model, self.normalizer = env, model, normalizer
         self.num_steps, self.seed, self.device, self.timer = num_steps, seed, device, timer
         n, d, a = env.num_envs, env.spec.obs_dim, env.spec.act_dim
-        self.buffers = Rollout.allocate(num_steps, n, d, a)
+        self.buffers = Rollout.allocate(num_steps, n, d, a, first_env)
         self.steps_done = 0  # per environment, reset rows included: half of the noise's key
         self._heads = np.zeros((num_steps, n, model.head_dim), np.float32)
         # MKL's last bit depends on the alignment of its input, and row t of an odd-sized buffer begins anywhere.
         self._norm_obs = torch.zeros(n, d)
-        self._env_ids = np.tile(np.arange(n, dtype=np.int64), num_steps)
+        self._env_ids = np.tile(np.arange(first_env, first_env + n, dtype=np.int64), num_steps)
         self._noise = np.empty((num_steps * n, a), np.float64)
         start_envs(env, log, self.buffers.obs[-1])
 
