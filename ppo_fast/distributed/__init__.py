@@ -7,6 +7,8 @@ then, and nothing is pickled: what is sent are the bytes of arrays and of JSON.
 Every method of :class:`Peers` must be called by all processes, in the same order.
 """
 
+from __future__ import annotations
+
 from ppo_fast.distributed.meeting import RENDEZVOUS_S, connect
 from ppo_fast.distributed.peers import ALONE, Peers
 
