@@ -20,11 +20,10 @@ class Examiner:
         cfg: the run's options.
         spec: of its environments.
         parts: whose policy it is.
-        stop: asked before every step; True breaks an evaluation off.
     """
 
-    def __init__(self, cfg: Config, spec: EnvSpec, parts: Parts, stop: Callable[[], bool]) -> None:
-        self._cfg, self._spec, self._parts, self._stop = cfg, spec, parts, stop
+    def __init__(self, cfg: Config, spec: EnvSpec, parts: Parts) -> None:
+        self._cfg, self._spec, self._parts = cfg, spec, parts
 
     def policy(self) -> Policy:
         """Return a copy of the current policy with its normaliser."""
@@ -34,24 +33,27 @@ class Examiner:
         frozen.freeze()
         return Policy(parts.model, parts.learner.flat, frozen, self._spec)
 
-    def examine(self) -> EpisodeStats | None:
+    def examine(self, stop: Callable[[], bool]) -> EpisodeStats | None:
         """Return returns and lengths on other environments, the same in every process; None if it was broken off.
+
+        Args:
+            stop: asked before every step; True breaks it off.
 
         Raises:
             NonFiniteError: a reward was NaN or infinite.
         """
-        numbers = np.frombuffer(self._parts.peers.first(self._evaluated))
+        numbers = np.frombuffer(self._parts.peers.first(lambda: self._evaluated(stop)))
         if not numbers.size:
             return None
         returns, lengths = np.split(numbers, 2)
         return EpisodeStats(returns, lengths.astype(np.int64))
 
-    def _evaluated(self) -> bytes:
+    def _evaluated(self, stop: Callable[[], bool]) -> bytes:
         cfg = self._cfg
         try:
             stats = evaluate(
                 self.policy(), cfg.env, episodes=cfg.eval_episodes, seed=cfg.seed, backend=cfg.env_backend,
-                num_threads=cfg.env_threads, stop=self._stop,
+                num_threads=cfg.env_threads, stop=stop,
             )  # fmt: skip
         except InterruptedEvaluation:
             return b""

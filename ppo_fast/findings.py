@@ -118,7 +118,8 @@ def _simulator() -> Finding:
         return Finding(
             "simulator", "Gymnasium", str(err), "pip install envpool: Linux, macOS on Arm, Windows on x86-64"
         )
-    return Finding("simulator", "EnvPool", f"for {len(ENVPOOL_TASKS)} tasks of MuJoCo; Gymnasium for others")
+    tasks = f"for {len(ENVPOOL_TASKS)} tasks of Gymnasium's MuJoCo and what it alone has; Gymnasium for others"
+    return Finding("simulator", "EnvPool", tasks)
 
 
 def _renderer() -> Finding:

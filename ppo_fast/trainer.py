@@ -99,7 +99,7 @@ class Trainer:
         self.info["env_spec"] = spec_to_json(self.spec)
         require_alike_ways(self.info, self.peers)
         self.timer = PhaseTimer()
-        self.examiner = Examiner(cfg, self.spec, self.parts, lambda: bool(self._stop))
+        self.examiner = Examiner(cfg, self.spec, self.parts)
         made_by = facts(self.info)
         self.saver = Saver(self.run_dir.checkpoints, cfg, self.parts, made_by, self.timer, self.sinks.sync)
         self.final: EpisodeStats | None = None
@@ -275,7 +275,7 @@ class Trainer:
         """
         start, state = time.perf_counter(), self.state
         try:
-            stats = self.examiner.examine()
+            stats = self.examiner.examine(lambda: bool(self._stop))
         except NonFiniteError as err:
             self._report(err)
             raise

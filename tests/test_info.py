@@ -147,7 +147,7 @@ def test_a_machine_without_anything_says_of_each_how_to_mend_it(find: Find, monk
         raise BackendError("EnvPool cannot be imported (no wheel)")
 
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr("ppo_fast.envs.envpool.import_envpool", missing)
+    monkeypatch.setattr("ppo_fast.envs.envpool_task.import_envpool", missing)
     monkeypatch.setattr(video, "find_renderer", lambda: ("", ["egl: no library", "osmesa: no library"]))
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     monkeypatch.setenv("PPO_FAST_SIMD", "avx1024")

@@ -496,6 +496,12 @@ def test_an_environment_without_bounds_is_refused() -> None:
         observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
         action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
+        def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return np.zeros(2, np.float32), 0.0, False, False, {}
+
     gymnasium.register("Unbounded-v0", Unbounded)
     try:
         with pytest.raises(EnvError, match="Unbounded-v0: the reference trainer needs an action space with finite"):

@@ -97,7 +97,7 @@ def expected_streams(first: int, num_steps: int) -> dict[str, np.ndarray]:
 
 
 def copies(rollout: Rollout) -> dict[str, np.ndarray]:
-    return {name: array.copy() for name, array in vars(rollout).items()}
+    return {name: array.copy() for name, array in vars(rollout).items() if isinstance(array, np.ndarray)}
 
 
 # Slots
