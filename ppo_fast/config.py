@@ -44,7 +44,7 @@ class Config:
     # --- environments ------------------------------------------------------------------------------------------------
     num_envs: int = 64
     """parallel environments"""
-    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     """keyword arguments of the environment, which Gymnasium then steps"""
     env_backend: Literal["auto", "envpool", "gymnasium"] = "auto"
     """what steps the environments; auto: EnvPool where it has the task, else Gymnasium"""

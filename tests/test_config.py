@@ -247,3 +247,8 @@ def test_every_preset_of_every_task_is_a_config(name: str, env: str) -> None:
 def test_the_tables_of_presets_name_tasks_that_exist() -> None:
     named = {env for table in presets.PRESETS.values() for env in table}
     assert named <= {"*", *ENVPOOL_TASKS}
+
+
+def test_configs_that_are_equal_have_one_hash_keyword_arguments_or_not() -> None:
+    one, same, other = (Config(env="Ant-v5", env_kwargs={"ctrl_cost_weight": cost}) for cost in (0.1, 0.1, 0.2))
+    assert len({one, same, other}) == 2
