@@ -218,12 +218,13 @@ def _slow_learner(recent: _Recent) -> Words:
     share = shares(recent.last()).get("update", 0.0)
     if share <= UPDATE_SHARE:
         return None
-    native = (recent.info.get("learner") or {}).get("name") == "native"
+    learner = recent.info.get("learner") or {}
+    chosen = learner.get("name") == "torch" and not learner.get("reason")  # else there is no native one to be had
     fewer = "fewer --update-epochs" if recent.is_ppo else "fewer --critic-epochs"
     return (
         f"{share:.0%} of the time goes into updates",
         "the learner is slower than the simulator",
-        f"a larger --minibatch-size, {fewer}, or smaller --hidden-sizes" + ("" if native else ", or --learner native"),
+        f"a larger --minibatch-size, {fewer}, or smaller --hidden-sizes" + (", or --learner native" if chosen else ""),
     )
 
 
