@@ -111,6 +111,22 @@ def test_the_gravest_comes_first() -> None:
     assert names == ["KL", "clip fraction", "gradient", "slow learner"]
 
 
+@pytest.mark.parametrize(
+    ("learner", "advised"),
+    [
+        ({"name": "torch", "reason": ""}, True),
+        ({"name": "torch", "reason": "no native learner: the core was not built"}, False),
+        ({"name": "native", "reason": ""}, False),
+    ],
+)
+def test_the_native_learner_is_advised_where_torchs_was_chosen(learner: dict[str, str], advised: bool) -> None:
+    symptoms = Symptoms(CONFIG, {**INFO, "learner": learner})
+    for _ in range(LONG):
+        symptoms.take({**GOOD, "time/update": 9.0})
+    (slow,) = symptoms.present
+    assert ("--learner native" in slow.remedy) == advised
+
+
 def test_a_symptom_is_reported_once_and_again_only_after_it_was_gone() -> None:
     symptoms, arisen = Symptoms(CONFIG, INFO), []
     phases = [(0.5, 60), (0.02, 60), (0.5, 60)]
