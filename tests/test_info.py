@@ -180,9 +180,8 @@ def test_a_gpu_that_torch_cannot_use_is_told(
     assert mend in found.mend
 
 
+@pytest.mark.usefixtures("native_core")  # which fails, and does not skip, where the core is required
 def test_a_simd_level_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not native.simd_levels():
-        pytest.skip("the core is missing")
     assert findings._simd().used == native.simd_levels()[0]
     monkeypatch.setenv("PPO_FAST_SIMD", "avx1024")
     found = findings._simd()
