@@ -61,7 +61,8 @@ class Policy:
     def __call__(self, obs: NDArray[Any]) -> Any:
         """Return what the environment's ``step`` takes, for raw observations (D,) or (N, D).
 
-        Continuous actions are (A,) or (N, A) float32 in the environment's units; discrete ones an int64 or (N,) int64.
+        Continuous actions are (A,) or (N, A) float32 in the environment's units; discrete ones an int64 or (N,) int64,
+        of a MultiDiscrete space (C,) or (N, C) int64.
 
         Raises:
             ShapeError: ``obs`` is neither (D,) nor (N, D).
@@ -71,7 +72,7 @@ class Policy:
         if self.spec.num_actions:
             if np.isnan(mode).any():
                 raise NonFiniteError(f"{self.spec.env_id}: the policy's logits are not finite")
-            actions: NDArray[Any] = mode[:, 0].astype(np.int64) + self.spec.first_action
+            actions: NDArray[Any] = self.spec.name_actions(mode[:, 0])
         else:
             actions = ActionRescaler(self.spec, len(mode))(mode).copy()
         return actions[0] if np.ndim(obs) == 1 else actions
@@ -200,6 +201,7 @@ def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
         "first_action": spec.first_action,
         "env_kwargs": dict(spec.env_kwargs),
         "obs_layout": spec.obs_layout,
+        "choices": list(spec.choices),
     }
 
 
@@ -220,4 +222,5 @@ def spec_from_json(values: dict[str, Any]) -> EnvSpec:
         values.get("first_action", 0),
         checked_keywords(values.get("env_kwargs", {})),
         str(values.get("obs_layout", "")),
+        tuple(int(count) for count in values.get("choices", ())),
     )

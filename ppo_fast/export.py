@@ -141,6 +141,7 @@ def _action(policy: Policy, interface: Interface) -> dict[str, Any]:
         return {
             "output": graph.OUTPUT, "kind": "discrete", "dtype": "int64", "num_actions": spec.num_actions,
             "first": spec.first_action, "if_not_finite": spec.first_action - 1,
+            **({"choices": list(spec.choices)} if spec.choices else {}),
         }  # fmt: skip
     low, high = ([float(str(v)) if math.isfinite(v) else None for v in bound] for bound in graph.bounds(policy))
     return {

@@ -2,7 +2,7 @@
 
     x = clip((s − mean) · inv_std, ±clip_obs)                        the normaliser, with the constants that acting uses
     a = clip(μ(x) · (high − low)/2 + (high + low)/2, low, high)      continuous, in the environment's units
-    a = first_action + argmax_k l_k(x)                               discrete
+    a = first_action + argmax_k l_k(x)                               discrete; of a MultiDiscrete space its choices
 
 Clipping after rescaling is clipping to [-1, 1] before it, but no rounding can leave the bounds. Observations are
 float32, because training rounds them to float32 before anything else.
@@ -69,8 +69,8 @@ def build(policy: Policy) -> onnx.ModelProto:
     """Return the ONNX model of ``policy``, checked.
 
         continuous: observation (N, D) float32 -> action (N, A) float32; NaN where a mean is NaN
-        discrete:   observation (N, D) float32 -> action (N,) int64; first_action - 1, which is no action, where a logit
-                    is not finite
+        discrete:   observation (N, D) float32 -> action (N,) int64, of a MultiDiscrete space (N, C); first_action - 1,
+                    which is no action, where a logit is not finite
 
     Raises:
         BackendError: onnx is not installed.
@@ -87,7 +87,8 @@ def build(policy: Policy) -> onnx.ModelProto:
     head = _network(nodes, policy, _normalised(nodes, policy))
     write = _index if policy.spec.num_actions else _action
     write(nodes, policy, head)
-    row, dtype = ([], TensorProto.INT64) if policy.spec.num_actions else ([policy.spec.act_dim], TensorProto.FLOAT)
+    spec, dtype = policy.spec, TensorProto.INT64 if policy.spec.num_actions else TensorProto.FLOAT
+    row = [len(spec.choices)] if spec.choices else [] if spec.num_actions else [spec.act_dim]
     graph = helper.make_graph(
         nodes.nodes,
         "policy",
@@ -149,10 +150,15 @@ def bounds(policy: Policy) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def _index(nodes: _Nodes, policy: Policy, logits: str) -> None:
-    first = np.int64(policy.spec.first_action)
-    chosen = nodes.add("Add", nodes.add("ArgMax", logits, axis=1, keepdims=0), first)
+    first, choices = np.int64(policy.spec.first_action), np.array(policy.spec.choices, np.int64)
+    several = int(bool(policy.spec.choices))
+    chosen = nodes.add("ArgMax", logits, axis=1, keepdims=several)
+    if several:  # (N, 1) -> (N, C), the digits of the index, of which the last changes fastest
+        places = np.array([choices[i + 1 :].prod() for i in range(len(choices))], np.int64)
+        chosen = nodes.add("Mod", nodes.add("Div", chosen, places), choices)
+    chosen = nodes.add("Add", chosen, first)
     # 0 · l is 0 for finite l alone; ArgMax itself may pass over a NaN.
-    zero = nodes.add("ReduceSum", nodes.add("Mul", logits, np.float32(0)), np.array([1]), keepdims=0)
+    zero = nodes.add("ReduceSum", nodes.add("Mul", logits, np.float32(0)), np.array([1]), keepdims=several)
     nodes.add("Where", nodes.add("Equal", zero, np.float32(0)), chosen, first - 1, output=OUTPUT)
 
 
@@ -188,7 +194,7 @@ def worst_difference(policy: Policy, run: Runtime) -> tuple[float, float]:
     if given.shape != expected.shape or given.dtype != expected.dtype:
         return float("inf"), allowed
     if policy.spec.num_actions:
-        chosen = given - policy.spec.first_action
+        chosen = policy.spec.index_actions(given)
         if not ((chosen >= 0) & (chosen < policy.spec.num_actions)).all():
             return float("inf"), allowed
         loss = head.amax(-1) - head.gather(-1, torch.from_numpy(chosen)[:, None])[:, 0]

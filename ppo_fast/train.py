@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from ppo_fast.envs.base import EnvSpec
     from ppo_fast.sinks import Sink
     from ppo_fast.trainer import RunResult, Trainer
 
@@ -160,6 +161,12 @@ def ending(result: RunResult) -> str:
     )
 
 
+def _actions(spec: EnvSpec) -> str:
+    if spec.choices:
+        return f"{len(spec.choices)} discrete actions at once, {spec.num_actions} combinations"
+    return f"{spec.num_actions} discrete actions" if spec.num_actions else f"action {spec.act_dim}"
+
+
 def banner(trainer: Trainer) -> str:
     """Return what is about to run and on what, one fact a line."""
     from ppo_fast.algos import NAMES
@@ -186,7 +193,7 @@ def banner(trainer: Trainer) -> str:
         "environments": f"{cfg.num_envs} on {info['env_backend']['name']} ({info['env_backend']['reason']}), "
         f"{info['env_backend']['mode']}, "
         f"observation {trainer.spec.obs_dim}{f' ({layout})' if (layout := trainer.spec.obs_layout) else ''}, "
-        + (f"{k} discrete actions" if (k := trainer.spec.num_actions) else f"action {trainer.spec.act_dim}"),
+        + _actions(trainer.spec),
         "processes": f"{n['count']} ({n['backend']}), {cfg.num_envs} environments each"
         if (n := info["processes"])["count"] > 1
         else "",

@@ -159,7 +159,7 @@ ODD_SPACES = {
     "Bytes-v0": (Box(0, 255, (3,), np.uint8), _BOX, "observation space Box("),
     "DiscreteObs-v0": (Discrete(5), _BOX, "observation space Discrete(5)"),
     "HugeDiscrete-v0": (_BOX, Discrete(2**24 + 1), "action space Discrete(16777217)"),
-    "MultiDiscrete-v0": (_BOX, MultiDiscrete([2, 3]), "action space MultiDiscrete([2 3])"),
+    "Combinations-v0": (_BOX, MultiDiscrete([64, 65]), "action space MultiDiscrete([64 65])"),
 }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -60,11 +60,10 @@ class GymnasiumEnvs(VectorEnv):  # type: ignore[misc]
         return obs, {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Take ``actions`` (N, A), or (N,) discrete ones; return new arrays, as Gymnasium orders them."""
-        spec = self._envs.spec
-        _, obs, rewards, terminated, truncated, _ = step_in_env_units(
-            self._envs, np.asarray(actions) - spec.first_action
-        )
+        """Take ``actions`` as the action space has them; return new arrays, as Gymnasium orders them."""
+        spec, given = self._envs.spec, np.asarray(actions)
+        indices = spec.index_actions(given) if spec.num_actions else given
+        _, obs, rewards, terminated, truncated, _ = step_in_env_units(self._envs, indices)
         return obs.copy(), rewards.astype(np.float64), terminated.copy(), truncated.copy(), {}
 
     def close_extras(self, **_: Any) -> None:
@@ -75,6 +74,8 @@ class GymnasiumEnvs(VectorEnv):  # type: ignore[misc]
 def spaces_of(spec: EnvSpec, *, first_action: int | None = None) -> tuple[Space[Any], Space[Any]]:
     """Return the spaces of one environment; ``first_action`` is that of the environment unless given."""
     observation = Box(-np.inf, np.inf, (spec.obs_dim,), np.float32)
+    if spec.choices:
+        return observation, MultiDiscrete(spec.choices)
     if spec.num_actions:
         start = spec.first_action if first_action is None else first_action
         return observation, Discrete(spec.num_actions, start=start)

@@ -57,10 +57,12 @@ class EnvSpec:
         action_low: (A,) float64, lower bound in the environment's units, or -inf.
         action_high: (A,) float64, upper bound, or inf.
         max_episode_steps: time limit in env steps, None without one.
-        num_actions: K of a discrete action space, whose A is 1 and which has no bounds; 0 of a continuous one.
+        num_actions: K of a discrete action space, whose A is 1 and which has no bounds; 0 of a continuous one. Of a
+            MultiDiscrete space it is the number of combinations.
         first_action: what the environment calls the action of index 0 (``Discrete.start``).
         env_kwargs: keyword arguments that it is made with.
         obs_layout: what a flattened observation is made of, in order, as ``'height 1, velocity 9'``; empty of a vector.
+        choices: K_1, ..., K_C of a MultiDiscrete action space; empty of any other.
     """
 
     env_id: str
@@ -74,6 +76,27 @@ class EnvSpec:
     first_action: int = 0
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     obs_layout: str = ""
+    choices: tuple[int, ...] = ()
+
+    def name_actions(self, indices: NDArray[np.floating[Any] | np.integer[Any]]) -> NDArray[np.int64]:
+        """Return what the environment calls the discrete actions ``indices`` (N,).
+
+        first_action + k                                        Discrete, (N,)
+        c with k = (c_1 K_2 + c_2) K_3 + ... + c_C              MultiDiscrete of K_1, ..., K_C choices, (N, C)
+        """
+        chosen = indices.astype(np.int64)
+        if self.choices:
+            return np.stack(np.unravel_index(chosen, self.choices), axis=-1)
+        return chosen + self.first_action
+
+    def index_actions(self, named: NDArray[Any]) -> NDArray[np.int64]:
+        """Invert :meth:`name_actions`: return the indices (N,); -1 where there is no such combination."""
+        if not self.choices:
+            return named.astype(np.int64) - self.first_action
+        columns = np.moveaxis(named.astype(np.int64), -1, 0)
+        known = ((named >= 0) & (named < self.choices)).all(-1)
+        index: NDArray[np.int64] = np.ravel_multi_index(tuple(columns), self.choices, mode="clip")
+        return np.where(known, index, -1)
 
 
 class VectorEnv(Protocol):

@@ -55,9 +55,9 @@ class PoolTask:
         return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
 
     def actions(self, actions: NDArray[np.floating[Any]]) -> NDArray[Any]:
-        """Return a copy of ``actions`` (b, A), in the environment's units, as the pool takes it: indices are (b,)."""
+        """Return a copy of ``actions`` (b, A), in the environment's units, as the pool takes it: indices by their name."""
         if self.spec.num_actions:
-            return (actions[:, 0] + self.spec.first_action).astype(self.action_dtype)
+            return self.spec.name_actions(actions[:, 0]).astype(self.action_dtype)
         return np.array(actions, self.action_dtype, order="C")
 
 

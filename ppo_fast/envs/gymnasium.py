@@ -118,7 +118,7 @@ class GymnasiumVectorEnv(CheckedVectorEnv):
     def _step(
         self, actions: Float32, obs: Float32, rewards: Float32, terminated: Bool, truncated: Bool, valid: Bool
     ) -> None:
-        chosen = actions[:, 0].astype(np.int64) + self.spec.first_action if self.spec.num_actions else actions
+        chosen = self.spec.name_actions(actions[:, 0]) if self.spec.num_actions else actions
         with _blamed(self._name(), "step()"):
             after, reward, ended, cut, _ = self._envs.step(chosen)
         self._write(after, obs, "step()")

@@ -73,7 +73,8 @@ class _SameStep:
 
     def step_wait(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         """Step, begin anew where an episode ended, and return observations, rewards, dones and information."""
-        _, after, rewards, terminated, truncated, _ = step_in_env_units(self.envs, self._actions)
+        chosen = self.envs.spec.index_actions(self._actions) if self.envs.spec.choices else self._actions
+        _, after, rewards, terminated, truncated, _ = step_in_env_units(self.envs, chosen)
         obs, done = after.astype(np.float32), terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         ended = np.flatnonzero(done).astype(np.int32)

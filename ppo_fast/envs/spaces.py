@@ -18,11 +18,14 @@ from ppo_fast.errors import EnvError
 
 #: A matrix of more numbers is taken for an image.
 MAX_MATRIX = 4096
+#: One policy over all combinations of a MultiDiscrete space has as many logits.
+MAX_COMBINATIONS = 4096
 
 _ALLOWED = {
     "observation": f"a Box of float32 or float64 (of more than one dimension: up to {MAX_MATRIX} numbers, which are "
     "flattened) or a Dict of such Boxes: no images, text or discrete values",
-    "action": "a one-dimensional Box of float32 or float64, or Discrete",
+    "action": "a one-dimensional Box of float32 or float64, Discrete, or a one-dimensional MultiDiscrete from 0 with "
+    f"up to {MAX_COMBINATIONS} combinations",
 }
 
 
@@ -67,10 +70,10 @@ def spec_from_spaces(
     parts = parts_of(observation_space)
     if parts is None:
         raise _refused(env_id, "observation", observation_space)
-    discrete = _is_discrete(action_space)
-    if not discrete and not _is_float_vector(action_space):
+    num_actions, choices = count_actions(action_space)
+    if not num_actions and not _is_float_vector(action_space):
         raise _refused(env_id, "action", action_space)
-    bounds = (np.array([-np.inf]), np.array([np.inf])) if discrete else (action_space.low, action_space.high)
+    bounds = (np.array([-np.inf]), np.array([np.inf])) if num_actions else (action_space.low, action_space.high)
     with np.errstate(over="ignore"):  # the largest float64 is some environment's word for infinity
         low, high = (np.asarray(bound).astype(np.float32).astype(np.float64) for bound in bounds)
     low.setflags(write=False)
@@ -83,10 +86,11 @@ def spec_from_spaces(
         low,
         high,
         max_episode_steps,
-        num_actions=int(action_space.n) if discrete else 0,
-        first_action=int(action_space.start) if discrete else 0,
+        num_actions=num_actions,
+        first_action=int(action_space.start) if num_actions and not choices else 0,
         env_kwargs=dict(env_kwargs or {}),
         obs_layout=_layout(parts),
+        choices=choices,
     )
 
 
@@ -131,7 +135,14 @@ def _is_float_vector(space: Any) -> bool:
     return isinstance(space, Box) and len(space.shape) == 1 and space.shape[0] > 0 and space.dtype in (F32, F64)
 
 
-def _is_discrete(space: Any) -> bool:
-    from gymnasium.spaces import Discrete
+def count_actions(space: Any) -> tuple[int, tuple[int, ...]]:
+    """Return K of a discrete action space, and K_1, ..., K_C of a MultiDiscrete one; (0, ()) of one not supported."""
+    from gymnasium.spaces import Discrete, MultiDiscrete
 
-    return isinstance(space, Discrete) and space.n <= 2**24  # as many indices as float32 tells apart
+    if isinstance(space, Discrete) and space.n <= 2**24:  # as many indices as float32 tells apart
+        return int(space.n), ()
+    if isinstance(space, MultiDiscrete) and space.nvec.ndim == 1 and space.nvec.size and not space.start.any():
+        choices = tuple(space.nvec.tolist())
+        if (combinations := math.prod(choices)) <= MAX_COMBINATIONS:
+            return combinations, choices
+    return 0, ()

@@ -115,13 +115,18 @@ def check_env(env_id: str) -> None:
         raise EnvError(f"{env_id}: Gymnasium cannot make it: {reason}") from error
     env.close()
     for role, space in (("observation", env.observation_space), ("action", env.action_space)):
-        if role == "action" and isinstance(space, gymnasium.spaces.Discrete):
+        if role == "action" and (isinstance(space, gymnasium.spaces.Discrete) or is_multi_discrete(space)):
             continue
         is_box = isinstance(space, gymnasium.spaces.Box)
         if not is_box or len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
-            allowed = "a one-dim. float Box" + " or Discrete" * (role == "action")
+            allowed = "a one-dim. float Box" + ", Discrete or a one-dim. MultiDiscrete from 0" * (role == "action")
             shown = " ".join(str(space).split())
             raise EnvError(f"{env_id}: its {role} space {shown} is not supported; allowed is {allowed}")
+
+
+def is_multi_discrete(space: Any) -> bool:
+    """Say whether ``space`` is a vector of choices that are counted from 0."""
+    return isinstance(space, gymnasium.spaces.MultiDiscrete) and space.nvec.ndim == 1 and not space.start.any()
 
 
 if __name__ == "__main__":

@@ -89,7 +89,10 @@ class OnPolicy(ABC):
         self.envs = gymnasium.make_vec(s.env, s.num_envs, vectorization_mode="sync")  # next-step autoreset
         space = self.envs.single_action_space
         self.obs_dim = self.envs.single_observation_space.shape[0]
+        self.choices = space.nvec if isinstance(space, gymnasium.spaces.MultiDiscrete) else ()
         self.num_actions = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else 0
+        if len(self.choices):
+            self.num_actions = int(np.prod(self.choices))  # of all combinations, one is chosen
         self.act_dim = 1 if self.num_actions else space.shape[0]
         self.action_space = space
 
@@ -143,6 +146,8 @@ class OnPolicy(ABC):
 
     def to_env(self, action: Array) -> Array:
         """Clip to [-1, 1] and stretch to the range of the environment; or name the action of this index."""
+        if len(self.choices):  # an index counts all combinations, the last choice fastest
+            return np.stack(np.unravel_index(action[..., 0].astype(np.int64), self.choices), axis=-1)
         if self.num_actions:
             return action[..., 0].astype(np.int64) + int(self.action_space.start)
         low, high = self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)

@@ -374,7 +374,10 @@ class Odd(gymnasium.Env[Any, Any]):
 FLAT = spaces.Box(-1.0, 1.0, (3,))
 ODD = {
     "DiscreteObservation": (spaces.Discrete(3), FLAT, "observation"),
-    "MultiDiscrete": (FLAT, spaces.MultiDiscrete([2, 3]), "action"),
+    "TooManyCombinations": (FLAT, spaces.MultiDiscrete([64, 65]), "action"),
+    "ChoicesNotFromZero": (FLAT, spaces.MultiDiscrete([2, 3], start=[0, 1]), "action"),
+    "ChoicesInAMatrix": (FLAT, spaces.MultiDiscrete([[2, 3], [4, 5]]), "action"),
+    "MultiBinary": (FLAT, spaces.MultiBinary(3), "action"),
     "IntegerAction": (FLAT, spaces.Box(0, 3, (2,), np.int64), "action"),
     "MatrixAction": (FLAT, spaces.Box(-1.0, 1.0, (2, 2)), "action"),
     "Image": (spaces.Box(0, 255, (84, 84, 3), np.uint8), FLAT, "observation"),
