@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,18 +198,24 @@ def small(path: Path, algo: str, **options: Any) -> Config:
     return config(path, **{**passes, **own, **options})
 
 
+def _stop_at(trainer: Trainer, iteration: int, row: dict[str, Any]) -> None:
+    if row["iteration"] == iteration:
+        trainer.stop("a test")
+
+
 @pytest.mark.parametrize("algo", OTHERS)
-@pytest.mark.parametrize("stop_after", [1, 7, 14])
 def test_a_run_that_is_stopped_and_taken_up_ends_to_the_bit_as_one_that_is_not(
-    tmp_path: Path, stack: dict[str, Any], algo: str, stop_after: int
+    tmp_path: Path, stack: dict[str, Any], algo: str
 ) -> None:
     whole = training.train(small(tmp_path / "whole", algo, **stack))
     cfg = small(tmp_path / "parted", algo, **stack)
-    recorder = training.Recorder()
-    trainer = Trainer(cfg, [recorder])
-    recorder.on_row = lambda row: trainer.stop("a test") if row["iteration"] == stop_after else None
-    assert trainer.run().stopped
-    again = training.train(dataclasses.replace(cfg, resume="auto"))
+    for stop_after in (1, 7, 14):
+        recorder = training.Recorder()
+        trainer = Trainer(cfg, [recorder])
+        recorder.on_row = partial(_stop_at, trainer, stop_after)
+        assert trainer.run().stopped
+        cfg = dataclasses.replace(cfg, resume="auto")
+    again = training.train(cfg)
     for part, value in whole.fingerprint().items():
         if part != "rows":
             assert again.fingerprint()[part] == value, part

@@ -129,7 +129,7 @@ def wait_for_growth(run: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.usefixtures("native_core")
 def test_killed_again_and_again(whole: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     expected = uninterrupted(whole, "native", tmp_path)
-    kill_often(tmp_path / "run", "native", 6, random.Random("native"))
+    kill_often(tmp_path / "run", "native", 3, random.Random("native"))
     finish(tmp_path / "run", *stack_options("native"))
     assert result(tmp_path / "run") == expected
     assert not stale(tmp_path / "run")
@@ -153,7 +153,9 @@ def test_killed_fifty_times(whole: dict[str, dict[str, Any]], tmp_path: Path, st
 # Signals
 
 
-@pytest.mark.parametrize(("number", "rows"), [(signal.SIGTERM, 1), (signal.SIGINT, 20)])
+@pytest.mark.parametrize(
+    ("number", "rows"), [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 20, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_leaves_and_nothing_is_lost(
     whole: dict[str, dict[str, Any]], tmp_path: Path, number: signal.Signals, rows: int
 ) -> None:

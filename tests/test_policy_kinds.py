@@ -190,6 +190,7 @@ def compiled() -> PPOLearner:
         pytest.skip(str(err))
 
 
+@pytest.mark.slow  # a compilation; that of a Gaussian policy is among the quick ones
 def test_compiled_gradient_is_as_exact_as_the_float32_reference(compiled: PPOLearner) -> None:
     assert compiled.mode == "compile"
     model = compiled.model

@@ -463,6 +463,7 @@ def test_every_step_of_an_update_is_as_exact_as_the_reference_on_its_recorded_ba
 # It learns
 
 
+@pytest.mark.slow  # the reference learns the pole among the quick ones
 def test_reference_solves_inverted_pendulum() -> None:
     # 1000 is the most there is: a reward of 1 in each of 1000 steps; 950 solves the task (Gymnasium's registry). Every
     # one of seeds 1 to 3 reached 1000.

@@ -55,7 +55,7 @@ class PoolTask:
         return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
 
     def actions(self, actions: NDArray[np.floating[Any]]) -> NDArray[Any]:
-        """Return a copy of ``actions`` (b, A), in the environment's units, as the pool takes it: indices by their name."""
+        """Return a copy of ``actions`` (b, A), in the environment's units, as the pool takes it: named, if discrete."""
         if self.spec.num_actions:
             return self.spec.name_actions(actions[:, 0]).astype(self.action_dtype)
         return np.array(actions, self.action_dtype, order="C")
