@@ -1,4 +1,4 @@
-"""``python -m ppo_fast.play RUN``: evaluate a trained policy, and film it."""
+"""``python -m ppo_fast.play RUN``: evaluate a trained policy, film it, show it in a window."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ppo_fast.errors import ConfigError
+from ppo_fast.errors import BackendError, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,8 @@ class PlayOptions:
     """episodes to evaluate"""
     video: str = ""
     """write one episode as an mp4 file to this path"""
+    render: Literal["none", "human"] = "none"
+    """human: also show the episodes in a window, in real time, until it is closed"""
     seed: int = 1
     """seed of the evaluation's environments"""
     env_backend: Literal["auto", "envpool", "gymnasium"] = "auto"
@@ -47,6 +49,7 @@ def _play(options: PlayOptions) -> None:
     from ppo_fast.cli import trust_env
     from ppo_fast.evaluation import evaluate, policy_from
     from ppo_fast.video import can_be_filmed, film
+    from ppo_fast.window import INSTEAD, show, why_no_screen
 
     _check(options)
     saved = checkpoint.locate(options.run, best=options.best)
@@ -56,6 +59,11 @@ def _play(options: PlayOptions) -> None:
     trust_env(policy.spec.env_id, options.env)
     if options.video and not can_be_filmed(policy.spec.env_id):
         raise ConfigError(f"video of {policy.spec.env_id!r} cannot be made: Gymnasium films, and only EnvPool has it")
+    if options.render == "human":
+        if not can_be_filmed(policy.spec.env_id):
+            raise ConfigError(f"{policy.spec.env_id!r} cannot be shown: Gymnasium draws, and only EnvPool has it")
+        if why := why_no_screen():
+            raise BackendError(f"no window, since {why}; {INSTEAD}")
     stats = evaluate(
         policy, policy.spec.env_id, episodes=options.episodes, seed=options.seed, backend=options.env_backend
     )
@@ -67,7 +75,9 @@ def _play(options: PlayOptions) -> None:
         flush=True,
     )
     if options.video:
-        print(f"video {film(saved.path, Path(options.video), seed=options.seed)}")
+        print(f"video {film(saved.path, Path(options.video), seed=options.seed)}", flush=True)
+    if options.render == "human":
+        show(saved.path, episodes=options.episodes, seed=options.seed)
 
 
 def _check(options: PlayOptions) -> None:

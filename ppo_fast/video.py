@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from ppo_fast.errors import BackendError
 
@@ -102,17 +101,12 @@ def render(checkpoint: Path, target: Path, seed: int) -> None:
     import imageio_ffmpeg
     import numpy as np
 
-    from ppo_fast.envs.gymnasium import make_filmed
+    from ppo_fast.envs.gymnasium import make_rendered
     from ppo_fast.evaluation import load_policy
     from ppo_fast.kernels import env_seeds
 
     policy = load_policy(checkpoint)
-    env = make_filmed(policy.spec)
-    if _has_camera(
-        env, "track"
-    ):  # the default camera of some tasks (Ant) stands still, and the robot leaves the picture
-        env.close()
-        env = make_filmed(policy.spec, camera_name="track")
+    env = make_rendered(policy.spec, "rgb_array")
     obs, _ = env.reset(seed=int(env_seeds(seed, 0, 1, purpose=1)[0]))
     frame = np.asarray(env.render())
     height, width = frame.shape[:2]
@@ -129,14 +123,6 @@ def render(checkpoint: Path, target: Path, seed: int) -> None:
     writer.send(np.ascontiguousarray(frame))
     writer.close()
     env.close()
-
-
-def _has_camera(env: Any, name: str) -> bool:
-    """Return whether the environment's MuJoCo model has a camera of that name; False where it has no such model."""
-    model = getattr(env.unwrapped, "model", None)
-    if model is None or not hasattr(model, "ncam"):
-        return False
-    return any(model.camera(i).name == name for i in range(model.ncam))
 
 
 if __name__ == "__main__":

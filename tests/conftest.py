@@ -6,12 +6,15 @@ native test that is skipped for ever is how a fallback rots.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from commands import TINY
 
 from ppo_fast import kernels
 from ppo_fast.errors import BackendError
@@ -69,6 +72,22 @@ def native_core(request: pytest.FixtureRequest) -> None:
     if reason := native.lacks(ActorCritic(1, 1)):
         give_up = pytest.fail if "cpp" in required_backends(request.config) else pytest.skip
         give_up(f"no native actor and learner: {reason}")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished run, from the command line; tests read it and leave it alone."""
+    import ppo_fast.train
+    from ppo_fast.run_dir import RunDir
+
+    run = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDir, "draw", lambda self: None)
+        try:
+            assert ppo_fast.train.main([*TINY, "--quiet", "--run-dir", str(run)]) == 0
+        finally:
+            logging.captureWarnings(False)
+    return run
 
 
 @pytest.fixture(params=BACKENDS)

@@ -27,7 +27,7 @@ LEVELS = {
     3: ["presets", "envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],
     4: ["native", "state", "metrics"],
     5: ["rollout", "learners", "evaluation"],
-    6: ["report", "parts", "video", "lockstep", "graph"],
+    6: ["report", "parts", "video", "window", "lockstep", "graph"],
     7: ["run_dir", "run_info", "saver", "examiner", "cli", "findings"],
     8: ["trainer"],
     9: ["train", "play", "info", "verify", "study", "plot", "export"],
@@ -246,7 +246,7 @@ def test_no_pickle_and_no_evaluation_of_data(module: str) -> None:
 
 
 def test_only_command_lines_print() -> None:
-    commands = {f"ppo_fast.{name}" for name in ("cli", "play", "info", "study", "plot", "export")}
+    commands = {f"ppo_fast.{name}" for name in ("cli", "play", "window", "info", "study", "plot", "export")}
     allowed = commands | {"ppo_fast.reference.__main__"}
     for module, path in SOURCES.items():
         prints = [

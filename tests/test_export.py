@@ -9,7 +9,6 @@ import ast
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import gymnasium
 import numpy as np
 import onnx
 import pytest
-from commands import TINY, Outcome, call, files_below
+from commands import Outcome, call, files_below
 from gymnasium.envs.registration import WrapperSpec
 from numpy.typing import NDArray
 from training import random_parameters
@@ -34,7 +33,6 @@ from ppo_fast.errors import CheckpointError, ConfigError, EnvError
 from ppo_fast.evaluation import Policy, load_policy
 from ppo_fast.models import ACTIVATIONS, ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
-from ppo_fast.run_dir import RunDir
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "run_onnx.py"
 D, N = 7, 10_000
@@ -243,19 +241,6 @@ def test_an_environment_that_is_not_the_policy_s_is_refused() -> None:
 
 # --- the command -----------------------------------------------------------------------------------------------------
 Command = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, from the command line; tests read it and leave it alone."""
-    run = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunDir, "draw", lambda self: None)
-        try:
-            assert ppo_fast.train.main([*TINY, "--quiet", "--run-dir", str(run)]) == 0
-        finally:
-            logging.captureWarnings(False)
-    return run
 
 
 @pytest.fixture

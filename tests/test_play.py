@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import os
 import shutil
 import statistics
@@ -17,31 +16,16 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from commands import TINY, Outcome, call, files_below
+from commands import Outcome, call, files_below
 from fakes import CountingEnv
 from training import config, train, use_fake_envs
 
-import ppo_fast.train
 from ppo_fast import evaluation, play, video
 from ppo_fast.checkpoint import locate
 from ppo_fast.errors import CheckpointError, NonFiniteError, ShapeError
 from ppo_fast.evaluation import EpisodeStats, load_policy
-from ppo_fast.run_dir import RunDir
 
 Command = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, from the command line; tests read it and leave it alone."""
-    run = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunDir, "draw", lambda self: None)
-        try:
-            assert ppo_fast.train.main([*TINY, "--quiet", "--run-dir", str(run)]) == 0
-        finally:
-            logging.captureWarnings(False)
-    return run
 
 
 @pytest.fixture

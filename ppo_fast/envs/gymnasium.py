@@ -42,13 +42,21 @@ def gymnasium_spec(env_id: str, env_kwargs: Mapping[str, Any] | None = None, *, 
         env.close()
 
 
-def make_filmed(spec: EnvSpec, **options: Any) -> Any:
+def make_rendered(spec: EnvSpec, render_mode: str, **of_mujoco: Any) -> Any:
     """Make one environment of ``spec`` that renders; an observation of it is the vector that a policy takes.
+
+    A MuJoCo task gets the options ``of_mujoco``, and the camera that follows the robot where it has one: the default
+    one of some (Ant) stands still, and the robot leaves the picture.
 
     Raises:
         EnvError, ConfigError: as for :func:`gymnasium_spec`.
     """
-    env = make_one(spec.env_id, spec.env_kwargs, render_mode="rgb_array", **options)
+    env = make_one(spec.env_id, spec.env_kwargs, render_mode=render_mode)
+    if hasattr(env.unwrapped, "mujoco_renderer"):
+        model = env.unwrapped.model
+        camera = {"camera_name": "track"} if "track" in [model.camera(i).name for i in range(model.ncam)] else {}
+        env.close()
+        env = make_one(spec.env_id, spec.env_kwargs, render_mode=render_mode, **of_mujoco, **camera)
     parts = parts_of(env.observation_space)
     if parts is None or not spec.obs_layout:
         return env
