@@ -44,15 +44,17 @@ AT = (1e6, 3e6)
 
 def runs_of(folder: Path) -> list[RunScores]:
     """Return the runs that ``results.json`` of a study holds."""
-    return [run_of(values) for values in json.loads((folder / "results.json").read_text())["runs"]]
+    results = json.loads((folder / "results.json").read_text())
+    options = [made["config"] for made in results["made"].values()]  # in the same order
+    return [run_of(values, config) for values, config in zip(results["runs"], options, strict=True)]
 
 
-def run_of(values: dict[str, Any]) -> RunScores:
+def run_of(values: dict[str, Any], options: dict[str, Any]) -> RunScores:
     """Invert one row of :func:`ppo_fast.scores.to_json`."""
     curve = (np.array(values[name], np.float64) for name in ("steps", "wall_s", "means"))
     ends = (math.nan if values[name] is None else values[name] for name in ("sampled", "gymnasium"))
     kind = (values[name] for name in ("env", "algo", "preset", "seed", "total_timesteps"))
-    return RunScores(Path(), *kind, *curve, *ends)
+    return RunScores(Path(), *kind, *curve, *ends, options)
 
 
 def score(task: TaskScores) -> str:
@@ -67,7 +69,7 @@ def beside_others(runs: list[RunScores]) -> list[str]:
     """Return the table of the preset for samples beside what is published."""
     lines = ["| task | steps | ppo_fast, `--preset sample` | best published | by |", "|---|--:|--:|--:|---|"]
     for (env, _, preset), task in scores.by_task(runs).items():
-        for at, (number, source) in zip(AT, PUBLISHED[env], strict=True):
+        for at, (number, source) in zip(AT, PUBLISHED.get(env, ()), strict=False):
             there = min(float(run.steps[-1]) for run in task.runs) >= 0.99 * at
             if preset == "sample" and there:
                 shown = "-" if number is None else f"{number:,.1f}" if abs(number) < 100 else f"{number:,.0f}"
@@ -81,18 +83,18 @@ def page(folders: list[Path]) -> str:
     lines = [
         "# What it reaches",
         "",
-        "Written by `python docs/make_results.py` from the results of `python -m ppo_fast.study`, all of whose runs are shown:",
-        "no seed is left out, and no run was made again for its result. The presets were chosen on other seeds (1 to 32) than",
-        "those reported (from 51). Every 50,000 steps (250,000 beyond 3M) a run is evaluated on environments of its own: 20",
-        "episodes, most likely actions, frozen statistics, raw rewards. The score of a run is the mean of the last tenth of its",
-        "evaluations up to that step. Rows at 1M of runs that went to 3M are the same runs: their learning rate is annealed",
-        "over 3M.",
+        "Written by `python docs/make_results.py` from the results of `python -m ppo_fast.study`, all of whose",
+        "runs are shown: no seed is left out, and no run was made again for its result. The presets were chosen on",
+        "other seeds (1 to 32) than those reported (from 51). Every 50,000 steps (250,000 beyond 3M) a run is",
+        "evaluated on environments of its own: 20 episodes, most likely actions, frozen statistics, raw rewards.",
+        "The score of a run is the mean of the last tenth of its evaluations up to that step. Rows at 1M of runs",
+        "that went to 3M are the same runs: their learning rate is annealed over 3M.",
         "",
         *beside_others(runs),
         "",
-        "The other numbers are of older versions of the tasks where it says so, and often of one seed; the v5 tasks have no",
-        "published benchmark of PPO with several seeds that we know of. A training return (sampled actions) is lower than",
-        "what the same policy's most likely actions reach.",
+        "The other numbers are of older versions of the tasks where it says so, and often of one seed; the v5",
+        "tasks have no published benchmark of PPO with several seeds that we know of. A training return (sampled",
+        "actions) is lower than what the same policy's most likely actions reach.",
     ]
     for folder in folders:
         made = next(iter(json.loads((folder / "results.json").read_text())["made"].values()))

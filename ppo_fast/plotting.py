@@ -67,8 +67,8 @@ COLORS = ("#d1495b", "#00798c", "#edae49", "#7a8fa6", "#66a182", "#8d5a97")
 def draw_runs(runs: Sequence[RunScores], path: Path) -> None:
     """Draw evaluations of runs, a row of panels per environment: against steps and against wall-clock.
 
-    Runs of one algorithm and preset make one line: their mean, with its 95 % bootstrap interval over seeds; each seed
-    is drawn thinner.
+    Runs that differ in nothing but their seeds make one line: their mean, with its 95 % bootstrap interval over seeds;
+    each seed is drawn thinner.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class RunScores:
     means: Floats  # (E,) mean return over the episodes of the evaluation, mean actions
     sampled: float  # mean return of the last training episodes, sampled actions
     gymnasium: float  # mean return of the final policy on Gymnasium's environments; NaN if it was not taken there
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the run, as its config.json has them
 
     @property
     def finished(self) -> bool:
@@ -91,6 +92,7 @@ def read_run(path: Path) -> RunScores:
             np.array([np.mean(row["returns"]) for row in rows], np.float64),
             math.nan if sampled is None else float(sampled),
             float(np.mean(json.loads(other.read_bytes())["returns"])) if other.exists() else math.nan,
+            config,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise ConfigError(f"{path} is not the directory of a run: {err}") from None
@@ -155,13 +157,44 @@ _CURVE = ("steps", "wall_s", "means")
 _AT_THE_END = ("sampled", "gymnasium")  # what is known of the end of a run only
 
 
+# In these runs of one curve may differ: they say which run it is, or how it is watched and kept.
+_NOT_COMPARED = {
+    "env", "algo", "preset", "seed", "run_dir", "resume", "env_threads", "learner_threads", "torch_threads", "kernels",
+    "eval_every", "eval_episodes", "checkpoint_every", "keep_checkpoints", "on_nan", "log", "quiet",
+}  # fmt: skip
+
+
 def by_task(runs: Sequence[RunScores]) -> dict[tuple[str, str, str], TaskScores]:
-    """Group runs by (environment, algorithm, preset), seeds in order; runs without an evaluation are left out."""
+    """Group runs by (environment, algorithm, preset), seeds in order; runs without an evaluation are left out.
+
+    Where other options differ, the preset is followed by those, as in ``'fast, gamma 0.9'``, so that only seeds share a
+    curve. An option that a run of an older version does not have is not compared.
+    """
     groups: dict[tuple[str, str, str], list[RunScores]] = {}
     for run in sorted(runs, key=lambda run: (run.env, run.algo, run.preset, run.seed)):
         if run.means.size:
             groups.setdefault((run.env, run.algo, run.preset), []).append(run)
-    return {key: TaskScores(group) for key, group in groups.items()}
+    tasks: dict[tuple[str, str, str], list[RunScores]] = {}
+    for (env, algo, preset), group in groups.items():
+        varied = _varied(group)
+        for run in group:
+            label = ", ".join([preset, *(f"{name} {_word(run.options[name])}" for name in varied)])
+            tasks.setdefault((env, algo, label), []).append(run)
+    return {key: TaskScores(group) for key, group in tasks.items()}
+
+
+def _varied(runs: Sequence[RunScores]) -> list[str]:
+    """Return the options in which these runs are not the same."""
+    shared = [name for name in runs[0].options if all(name in run.options for run in runs)]
+    return [
+        name
+        for name in shared
+        if name not in _NOT_COMPARED and any(run.options[name] != runs[0].options[name] for run in runs)
+    ]
+
+
+def _word(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 HEAD = (

@@ -120,6 +120,24 @@ def test_the_table_has_a_line_per_task_and_says_what_is_missing() -> None:
     assert "| 6.0 |" in hopper  # a run alone has no spread
 
 
+def test_only_seeds_share_a_line() -> None:
+    runs = [
+        run(seed, (level,), options={"seed": seed, "run_dir": f"{seed}", "gamma": gamma, "hidden_sizes": sizes})
+        for seed, level, gamma, sizes in (
+            (1, 1.0, 0.99, [64, 64]), (2, 3.0, 0.99, [64, 64]), (1, 7.0, 0.9, [64, 64]), (1, 9.0, 0.9, [32]),
+        )
+    ]  # fmt: skip
+    both = {key[2]: task.finals.tolist() for key, task in scores.by_task(runs).items()}
+    assert both == {
+        "fast, gamma 0.99, hidden_sizes 64-64": [1, 3],
+        "fast, gamma 0.9, hidden_sizes 64-64": [7],
+        "fast, gamma 0.9, hidden_sizes 32": [9],
+    }
+    assert [key[2] for key in scores.by_task(runs[:2])] == ["fast"]  # in which there is nothing to tell apart
+    assert [key[2] for key in scores.by_task([*runs[:2], run(3, (5.0,))])] == ["fast"]  # from before options were kept
+    assert len(scores.table(runs)) == 2 + 3
+
+
 def test_the_table_tells_how_runs_stood_on_their_way() -> None:
     runs = [run(seed, [10.0 * seed, 100.0 * seed, 1000.0 * seed]) for seed in (1, 2, 3)]
     lines = scores.table(runs, at=(100_000, 10**9))
