@@ -102,7 +102,8 @@ def page(folders: list[Path]) -> str:
         machine = made["machine"]
         lines += [
             "", f"## {folder.name}", "",
-            f"Commit `{made['commit'][:7]}`, {machine['cpu']}, one core per run; "
+            f"Commit `{made['commit'][:7]}`, {machine['cpu']}, one core per run, shared with other work, so that "
+            "minutes mean little; "
             f"[results.json]({where}/results.json) holds the curves and the options of every run.",
             "", f"![curves]({where}/curves.png)", "", *(folder / "table.md").read_text().splitlines(),
         ]  # fmt: skip
