@@ -22,14 +22,14 @@ SOURCES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 # A module imports from lower levels or from its own folder, and from nothing else of the package.
 LEVELS = {
     0: ["errors", "batch", "cpus", "files", "timing", "algos", "typecheck"],
-    1: ["config_rules", "keywords", "reference", "_core", "lock", "scores", "symptoms", "distributed", "nonfinite"],
-    2: ["config", "kernels"],
+    1: ["config_rules", "keywords", "reference", "_core", "lock", "pool", "scores", "symptoms", "distributed"],
+    2: ["config", "kernels", "nonfinite"],
     3: ["presets", "envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],
     4: ["native", "state", "metrics"],
     5: ["rollout", "learners", "evaluation"],
     6: ["report", "parts", "video", "lockstep", "graph"],
     7: ["run_dir", "run_info", "saver", "examiner", "cli", "findings"],
-    8: ["trainer"],
+    8: ["trainer", "runs"],
     9: ["train", "play", "info", "verify", "study", "plot", "export"],
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
