@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+import types
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ppo_fast import envs
-from ppo_fast.cli import parse_config
-from ppo_fast.config import Config
+from ppo_fast.algos import foreign
+from ppo_fast.cli import parse_values
+from ppo_fast.config import Config, as_json, check_types
+from ppo_fast.config_rules import check_each
 from ppo_fast.errors import ConfigError
 from ppo_fast.run_info import NO_EFFECT
 from ppo_fast.scores import read_run
@@ -21,8 +24,10 @@ OWN = ("env", "seed", "run_dir", "resume", "eval_every")  # set by who starts th
 EVAL_EVERY, LONG, EVAL_EVERY_LONG = 50_000, 3_000_000, 250_000
 
 
-def options_of(env: str, extra: Sequence[str], eval_every: int, *, whose: str, prog: str) -> Config:
+def options_of(env: str, extra: Sequence[str], eval_every: int, *, whose: str, prog: str) -> dict[str, Any]:
     """Return the options of a run of ``env`` with the flags ``extra``, evaluated by the protocol.
+
+    Each value is allowed for itself; whether they go together is for ``Config`` to say.
 
     Args:
         env: environment id.
@@ -38,10 +43,19 @@ def options_of(env: str, extra: Sequence[str], eval_every: int, *, whose: str, p
         flag = f"--{name.replace('_', '-')}"
         if any(arg.partition("=")[0].replace("_", "-") == flag for arg in extra):
             raise ConfigError(f"{flag} is the {whose}'s to set, and cannot follow --")
-    cfg = parse_config(["--env", env, *extra], prog=prog, description="")
-    envs.spec(cfg.env, cfg.env_backend, cfg.env_kwargs)
-    every = eval_every or (EVAL_EVERY if cfg.total_timesteps <= LONG else EVAL_EVERY_LONG)
-    return dataclasses.replace(cfg, eval_every=every)
+    options = parse_values(["--env", env, *extra], prog=prog, description="")
+    alone = types.SimpleNamespace(**options)
+    check_types(alone)
+    check_each(alone)
+    envs.spec(env, options["env_backend"], options["env_kwargs"])
+    every = EVAL_EVERY if options["total_timesteps"] <= LONG else EVAL_EVERY_LONG
+    return {**options, "eval_every": eval_every or every}
+
+
+def what_scores_depend_on(options: Mapping[str, Any], *, but: Container[str]) -> dict[str, Any]:
+    """Return the options that a training or its evaluation depends on, as JSON has them, without those in ``but``."""
+    left_out = {*NO_EFFECT, *foreign(options["algo"])} - {"eval_every", "eval_episodes"}
+    return {name: as_json(value) for name, value in options.items() if name not in left_out and name not in but}
 
 
 def command(cfg: Config, path: Path, flags: Sequence[str]) -> list[str]:

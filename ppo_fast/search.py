@@ -61,7 +61,7 @@ class Choice:
 Space = dict[str, Range | Choice]
 
 
-def read_space(words: Iterable[str], base: Config) -> Space:
+def read_space(words: Iterable[str], base: Mapping[str, Any]) -> Space:
     """Read the space that ``words`` describe, each ``option=kind:...``.
 
     Args:
@@ -83,7 +83,7 @@ def read_space(words: Iterable[str], base: Config) -> Space:
             raise ConfigError(f"search: unknown option {head!r}{did_you_mean(name, FIELDS)}")
         if name in FIXED:
             raise ConfigError(f"search: {name} must be the same in all trials, or decides nothing, and is not searched")
-        if wrong := why_foreign([name], base.algo):
+        if wrong := why_foreign([name], str(base["algo"])):
             raise ConfigError(f"search: {wrong}")
         if name in space:
             raise ConfigError(f"search: {name} is given twice")
@@ -121,7 +121,7 @@ def _range(name: str, text: str, *, log: bool) -> Range:
     return Range(low, high, step[0] if step else None, log=log, whole=number is int)
 
 
-def _choice(name: str, text: str, base: Config) -> Choice:
+def _choice(name: str, text: str, base: Mapping[str, Any]) -> Choice:
     words = text.split(",")
     values = {word: _read(name, word, base) for word in words}
     if len(values) < 2 or len(words) != len(set(map(repr, values.values()))):
@@ -129,12 +129,12 @@ def _choice(name: str, text: str, base: Config) -> Choice:
     return Choice(values)
 
 
-def _read(name: str, word: str, base: Config) -> Any:
+def _read(name: str, word: str, base: Mapping[str, Any]) -> Any:
     """Return the value that a word stands for: 64-64 for a list, none for an option that is not set."""
     for hint in _alternatives(name):
         if hint is type(None) and word == "none":
-            if getattr(base, name) is not None:  # a config file could not say so
-                raise ConfigError(f"search: {name} cannot be unset, because it is {getattr(base, name)!r} otherwise")
+            if base[name] is not None:  # a config file could not say so
+                raise ConfigError(f"search: {name} cannot be unset, because it is {base[name]!r} otherwise")
             return None
         value: Any = {"true": True, "false": False}.get(word, word)
         try:

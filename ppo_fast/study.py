@@ -71,6 +71,7 @@ def _runs(options: StudyOptions, extra: list[str]) -> list[Run]:
     Raises:
         ConfigError: an option of the study or of the runs is wrong; nothing has been made then.
     """
+    from ppo_fast.config import Config
     from ppo_fast.runs import check_same, command, options_of
 
     for name, least in (("seeds", 1), ("first_seed", 0), ("eval_every", 0), ("gymnasium_episodes", 0)):
@@ -78,7 +79,9 @@ def _runs(options: StudyOptions, extra: list[str]) -> list[Run]:
             raise ConfigError(f"{name} must be at least {least}, got {getattr(options, name)}")
     if not options.envs:
         raise ConfigError("envs must name at least one environment")
-    wanted = {env: options_of(env, extra, options.eval_every, whose="study", prog=PROG) for env in options.envs}
+    wanted = {
+        env: Config(**options_of(env, extra, options.eval_every, whose="study", prog=PROG)) for env in options.envs
+    }
     runs, out = [], Path(options.out)
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for env in options.envs:

@@ -102,8 +102,7 @@ class Sweep:
     """
 
     def __init__(self, options: SweepOptions, extra: list[str]) -> None:
-        from ppo_fast.run_info import NO_EFFECT
-        from ppo_fast.runs import options_of
+        from ppo_fast.runs import options_of, what_scores_depend_on
         from ppo_fast.search import read_space
         from ppo_fast.trials import Trials
 
@@ -119,8 +118,7 @@ class Sweep:
             if any(arg.partition("=")[0].replace("_", "-") in flags for arg in extra):
                 raise ConfigError(f"{name} is searched, and cannot follow --")
         self.pool = Pool[Run](options.cores_per_run)
-        without_effect = {*NO_EFFECT, *self.space, "seed"} - {"eval_every", "eval_episodes"}  # which scores depend on
-        about = {name: value for name, value in self.base.to_dict().items() if name not in without_effect}
+        about = what_scores_depend_on(self.base, but={*self.space, "seed"})
         about |= {"search": sorted(options.search), "seeds": options.seeds, "first_seed": options.first_seed}
         self.trials = Trials(self.out, self.space, about, options.sweep_seed)
         self.mine: list[Trial] = []
@@ -294,7 +292,7 @@ class Sweep:
         from ppo_fast.cli import parse_config
 
         cfg = parse_config(["--env", self.options.env, *self._flags(options)], prog=PROG, description="")
-        return dataclasses.replace(cfg, eval_every=self.base.eval_every)
+        return dataclasses.replace(cfg, eval_every=self.base["eval_every"])
 
 
 if __name__ == "__main__":

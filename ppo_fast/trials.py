@@ -23,6 +23,7 @@ from ppo_fast.scores import iqm
 from ppo_fast.search import Choice, Space
 
 _NAME = "sweep"
+_GARBLED = (ValueError, KeyError, TypeError, AttributeError, AssertionError)  # Optuna's, on text of another kind
 _PATIENCE_S = 300.0  # a process needs the journal for milliseconds at a time
 
 COMPLETED, STOPPED, DIVERGED, REFUSED, FAILED = "completed", "stopped early", "NaN", "not allowed", "failed"
@@ -91,13 +92,7 @@ class Trials:
                 self._study = optuna.create_study(
                     study_name=_NAME, storage=storage, direction="maximize", load_if_exists=True
                 )
-            except (
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-                AssertionError,
-            ) as err:  # what it raises on text of another kind
+            except _GARBLED as err:
                 raise ConfigError(f"{self._journal} is damaged: {err}") from None
             self._check_same(dict(about))
 

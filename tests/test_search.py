@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from ppo_fast.cli import parse_config
 from ppo_fast.errors import ConfigError
-from ppo_fast.presets import resolve
+from ppo_fast.presets import resolve_options
 from ppo_fast.search import Choice, Range, read_space, to_flags
 
-BASE = resolve(env="Ant-v5")
+BASE = resolve_options({"env": "Ant-v5"})
 
 
 def test_words_are_read_by_the_types_of_the_options() -> None:
@@ -79,7 +77,7 @@ def test_a_word_that_cannot_be_searched_is_refused(words: str, said: str) -> Non
 
 
 def test_what_is_set_otherwise_cannot_be_unset() -> None:
-    base = dataclasses.replace(BASE, target_kl=0.02)
+    base = {**BASE, "target_kl": 0.02}
     with pytest.raises(ConfigError, match=r"target_kl cannot be unset, because it is 0\.02 otherwise"):
         read_space(["target_kl=choice:none,0.05"], base)
 

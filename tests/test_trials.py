@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,6 +59,32 @@ def test_two_processes_make_so_many_trials_as_are_wanted(make: Make) -> None:
     more = other.claim(4)
     assert more is not None
     assert more.number == 3
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import numpy as np
+from ppo_fast.race import Curve
+from ppo_fast.search import Range
+from ppo_fast.trials import Trials
+trials = Trials(Path(sys.argv[1]), {"gamma": Range(0.0, 1.0)}, {}, 1)
+while (claim := trials.claim(30)) is not None:
+    trials.completed(claim, [claim.options["gamma"]], [Curve(np.array([1.0]), np.array([0.0]))])
+    claim.lock.release()
+    print(claim.number)
+"""
+
+
+def test_processes_at_the_same_directory_at_once_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORKER, str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(Path(lock_module.__file__).parents[1])}
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
+    said = [worker.communicate(timeout=60)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    assert sorted(map(int, "".join(said).split())) == list(range(30))
+    records = Trials(tmp_path, {"gamma": Range(0.0, 1.0)}, {}, 1).records()
+    assert [record.score for record in records] == [record.options["gamma"] for record in records]
 
 
 def test_a_trial_whose_process_ended_is_taken_up_with_its_options(make: Make) -> None:
