@@ -62,10 +62,9 @@ def test_a_trial_tells_of_its_evaluations_and_goes_on_where_it_was(
 
 def test_by_ray(tmp_path: Path) -> None:
     pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'ray[tune]'")
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), str(tmp_path / "out"), "2", "10000"], capture_output=True, text=True, check=False,
-        timeout=500, env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(EXAMPLE.parents[1])},
-    )  # fmt: skip
+    command = [sys.executable, str(EXAMPLE), str(tmp_path / "out"), "2", "10000"]
+    env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(EXAMPLE.parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=env)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^best: [\d.]+, .*'env': 'Hopper-v5'", done.stdout, re.MULTILINE)
     runs = sorted((tmp_path / "out" / "hopper").glob("train_*/run"))
