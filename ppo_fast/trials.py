@@ -72,7 +72,7 @@ class Trials:
 
     Raises:
         BackendError: Optuna is not installed.
-        ConfigError: the directory is that of another sweep, is damaged, or cannot be locked.
+        ConfigError: the directory cannot be made or locked, is damaged, or that of another sweep.
     """
 
     def __init__(self, out: Path, space: Space, about: Mapping[str, Any], seed: int) -> None:
@@ -80,7 +80,10 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of every step on stderr
         self._out, self._space, self._seed = out, space, seed
         self._journal = out / "trials.journal"
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise ConfigError(f"out {str(out)!r} cannot be made: {err.strerror}") from None
         with self._alone():
             _cut_torn_line(self._journal)
             path = str(self._journal.absolute())
@@ -129,6 +132,9 @@ class Trials:
 
         Args:
             wanted: how many trials are to be. Those that failed or were not allowed are made up for by others.
+
+        Raises:
+            ConfigError: the directory has a trial that the journal does not know of.
         """
         with self._alone():
             trials = self._study.get_trials(deepcopy=False)
@@ -137,9 +143,11 @@ class Trials:
                     return self._claimed(trial, lock, taken_up=True)
             if sum(_ending(trial) not in (FAILED, REFUSED) for trial in trials) >= wanted:
                 return None
+            if (path := self.path(len(trials))).exists():  # runs of other options would be taken up
+                raise ConfigError(f"{path} is there, and {self._journal} does not know of it: take another --out")
             trial = self._study.ask()
             lock = self._lock(trial.number)
-            assert lock is not None, "a directory that has just been named"
+            assert lock is not None, "nobody else knows of it"
             return self._claimed(trial, lock, taken_up=False)
 
     def _lock(self, number: int) -> Lock | None:

@@ -192,6 +192,23 @@ def test_another_sweep_does_not_mix_with_it(make: Make, tmp_path: Path) -> None:
         Trials(tmp_path / "s", SPACE, {"env": "Ant-v5", "seeds": 3}, 1)
 
 
+def test_runs_that_the_journal_does_not_know_of_are_not_taken_up(make: Make, tmp_path: Path) -> None:
+    trials = make()
+    complete(trials, trials.claim(9), 1.0)
+    (tmp_path / "s" / "trials.journal").unlink()
+    again = make()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"trial-0000 is there, and .*trials\.journal does not know of it"):
+            again.claim(9)
+    assert again.records() == []
+
+
+def test_a_directory_that_cannot_be_made_is_refused(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("")
+    with pytest.raises(ConfigError, match=r"out '.*/s' cannot be made: File exists"):
+        make()
+
+
 def test_a_line_that_a_crash_cut_short_is_forgotten(make: Make, tmp_path: Path) -> None:
     trials = make()
     complete(trials, trials.claim(9), 6.0)
