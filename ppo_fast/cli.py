@@ -50,6 +50,15 @@ def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
             named by an option cannot be read.
         SystemExit: ``--help``.
     """
+    return Config(**parse_values(args, prog=prog, description=description))
+
+
+def parse_values(args: Sequence[str], *, prog: str, description: str) -> dict[str, Any]:
+    """Return the options of :func:`parse_config` without asking whether their values are allowed.
+
+    Raises:
+        ConfigError, CheckpointError, SystemExit: as there.
+    """
     early, rest = _early_options(args)
     layers: list[Mapping[str, Any]] = []
     if early.config is not None:
@@ -68,7 +77,7 @@ def parse_config(args: Sequence[str], *, prog: str, description: str) -> Config:
         raise ConfigError("--env-kwargs is given more than once; name all keywords behind one: --env-kwargs a=1 b=2")
     default = _Options(**{**base, "env_kwargs": write_keywords(base["env_kwargs"])})
     options = parse_options(_Options, rest, prog=prog, description=description, default=default)
-    return Config(**{**dataclasses.asdict(options), "env_kwargs": read_keywords(options.env_kwargs)})
+    return {**dataclasses.asdict(options), "env_kwargs": read_keywords(options.env_kwargs)}
 
 
 def _early_options(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -177,7 +177,12 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Return the options that ``algo`` has, as JSON-ready values."""
         mine = {k: v for k, v in dataclasses.asdict(self).items() if k not in foreign(self.algo)}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in mine.items()}
+        return {k: as_json(v) for k, v in mine.items()}
+
+
+def as_json(value: Any) -> Any:
+    """Return the value of an option as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 FIELDS: dict[str, Any] = {f.name: f for f in dataclasses.fields(Config)}
@@ -221,7 +226,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     return from_dict(values, source=str(path))
 
 
-def check_types(cfg: Config) -> None:
+def check_types(cfg: Any) -> None:
     """Raise ``ConfigError`` for a field whose value is not of its annotated type (no silent casts but int -> float)."""
     hints = typing.get_type_hints(Config)
     for name, hint in hints.items():

@@ -19,6 +19,12 @@ def check_values(cfg: Any, defaults: Mapping[str, Any]) -> None:
         cfg: a :class:`~ppo_fast.config.Config` whose values have the right types.
         defaults: the built-in value of every option.
     """
+    check_each(cfg)
+    _check_together(cfg, defaults)
+
+
+def check_each(cfg: Any) -> None:
+    """Raise ``ConfigError`` for a value that is not allowed whatever the others are."""
 
     def require(ok: bool, name: str, allowed: str) -> None:
         if not ok:
@@ -47,7 +53,6 @@ def check_values(cfg: Any, defaults: Mapping[str, Any]) -> None:
     require(len(cfg.hidden_sizes) >= 1 and min(cfg.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
     require(max(cfg.hidden_sizes) < 2**31, "hidden_sizes", "widths below 2**31")
     require(len(set(cfg.log)) == len(cfg.log), "log", "a list without repetitions")
-    _check_together(cfg, defaults)
 
 
 def _check_together(cfg: Any, defaults: Mapping[str, Any]) -> None:

@@ -49,6 +49,23 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
+def to_toml(value: Any) -> str:
+    """Write a value as TOML does: strings, numbers, true or false, lists, and tables with names, in one line.
+
+    Raises:
+        TypeError: TOML has no such value (None, among others).
+    """
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # DEL, which only TOML escapes
+    if isinstance(value, (bool, int, float)):
+        return repr(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(to_toml, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{to_toml(str(name))} = {to_toml(each)}" for name, each in value.items()) + "}"
+    raise TypeError(f"TOML has no value for {value!r}")
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSONL file, none if it is missing; a line that a kill cut short is skipped."""
     if not path.exists():

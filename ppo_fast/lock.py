@@ -24,6 +24,10 @@ else:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+class NoLocksError(OSError):
+    """The file system cannot lock a file."""
+
+
 class Lock:
     """The right to write in a directory.
 
@@ -36,28 +40,49 @@ class Lock:
         self._fd: int | None = None
 
     def take(self) -> None:
-        """Take the lock, at once or not at all; taking it again does nothing.
+        """Take the lock of a run directory, at once or not at all; taking it again does nothing.
 
         Raises:
             ConfigError: another process has it.
             OSError: the file cannot be made.
         """
+        try:
+            if not self.try_take():
+                holder = self._path.read_bytes()[:20].decode(errors="replace").strip()
+                raise ConfigError(
+                    f"run_dir {str(self._path.parent)!r} is being written by another trainer (process {holder or '?'})"
+                )
+        except NoLocksError as err:
+            log.warning("%s cannot be locked, so nothing keeps a second trainer out: %s", self._path, err.strerror)
+
+    def try_take(self) -> bool:
+        """Take the lock if nobody has it; return whether this process has it now.
+
+        Raises:
+            NoLocksError: the file system has no locks.
+            OSError: the file cannot be made.
+        """
         if self._fd is not None:
-            return
+            return True
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        self._fd = fd
         try:
             _try_lock(fd)
         except (BlockingIOError, PermissionError):
-            holder = os.read(fd, 20).decode(errors="replace").strip()
-            self.release()
-            raise ConfigError(
-                f"run_dir {str(self._path.parent)!r} is being written by another trainer (process {holder or '?'})"
-            ) from None
-        except OSError as err:  # some network file systems have no locks
-            log.warning("%s cannot be locked, so nothing keeps a second trainer out: %s", self._path, err.strerror)
+            os.close(fd)
+            return False
+        except OSError as err:  # some network file systems
+            os.close(fd)
+            raise NoLocksError(err.errno, err.strerror, str(self._path)) from None
+        self._fd = fd
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
+        return True
+
+    def fileno(self) -> int:
+        """Return the file descriptor that has the lock; a child that inherits it keeps the lock while it lives."""
+        if self._fd is None:
+            raise ValueError(f"{self._path} has not been taken")
+        return self._fd
 
     def release(self) -> None:
         """Let go; the file stays."""

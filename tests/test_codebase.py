@@ -22,15 +22,15 @@ SOURCES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 # A module imports from lower levels or from its own folder, and from nothing else of the package.
 LEVELS = {
     0: ["errors", "batch", "cpus", "files", "timing", "algos", "typecheck"],
-    1: ["config_rules", "keywords", "reference", "_core", "lock", "scores", "symptoms", "distributed", "nonfinite"],
-    2: ["config", "kernels"],
-    3: ["presets", "envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],
-    4: ["native", "state", "metrics"],
-    5: ["rollout", "learners", "evaluation"],
+    1: ["config_rules", "keywords", "reference", "_core", "lock", "pool", "scores", "symptoms", "distributed"],
+    2: ["config", "kernels", "nonfinite", "race"],
+    3: ["presets", "search", "envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],
+    4: ["native", "state", "metrics", "trials"],
+    5: ["sweep_results", "rollout", "learners", "evaluation"],
     6: ["report", "parts", "video", "window", "lockstep", "graph"],
     7: ["run_dir", "run_info", "saver", "examiner", "cli", "findings"],
-    8: ["trainer"],
-    9: ["train", "play", "info", "verify", "study", "plot", "export"],
+    8: ["trainer", "runs"],
+    9: ["train", "play", "info", "verify", "study", "sweep", "plot", "export"],
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
 
@@ -246,7 +246,7 @@ def test_no_pickle_and_no_evaluation_of_data(module: str) -> None:
 
 
 def test_only_command_lines_print() -> None:
-    commands = {f"ppo_fast.{name}" for name in ("cli", "play", "window", "info", "study", "plot", "export")}
+    commands = {f"ppo_fast.{name}" for name in ("cli", "play", "window", "info", "study", "sweep", "plot", "export")}
     allowed = commands | {"ppo_fast.reference.__main__"}
     for module, path in SOURCES.items():
         prints = [

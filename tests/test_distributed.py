@@ -38,6 +38,7 @@ from ppo_fast.learners.torch_learner import TorchLearner
 from ppo_fast.metrics import explained_variance
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import Moments
+from ppo_fast.sweep import SweepOptions
 
 
 # --- what they say to each other -------------------------------------------------------------------------------------
@@ -338,20 +339,33 @@ def test_what_cannot_be_shared_is_refused() -> None:
 
 
 # --- the recipes -----------------------------------------------------------------------------------------------------
-def recipes(kind: str) -> list[str]:
-    page = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+# Of sbatch's manual, those that the recipes use.
+SBATCH = {"array", "cpus-per-task", "job-name", "nodes", "ntasks", "ntasks-per-node", "requeue", "signal", "time"}
+
+
+def recipes(kind: str, name: str = "cluster.md") -> list[str]:
+    page = (Path(__file__).parents[1] / "docs" / name).read_text()
     return re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_recipes_for_the_shell_parse_and_name_options_that_exist() -> None:
-    found = recipes("bash")
-    assert len(found) == 4
+    found = [*recipes("bash"), *(recipe for recipe in recipes("bash", "sweeps.md") if "SBATCH" in recipe)]
+    assert len(found) == 5
     for recipe in found:
         subprocess.run(["bash", "-n"], input=recipe, text=True, check=True)
-        _, ours = recipe.split("-m ppo_fast.train")
-        options = {flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", ours)}
-        assert options <= set(FIELDS)
+        _, command, ours = re.split(r"-m ppo_fast\.(train|sweep)", recipe)
+        own, _, of_runs = ours.partition(" -- ") if command == "sweep" else ("", "", ours)
+        searched = re.findall(r"(\w+)=(?:log|range|choice):", own)
+        assert [*names(of_runs), *searched]
+        assert {*names(of_runs), *searched} <= set(FIELDS)
+        assert set(names(own)) <= {field.name for field in dataclasses.fields(SweepOptions)}
+        assert set(re.findall(r"^#SBATCH --([a-z-]+)=?", recipe, re.MULTILINE)) <= SBATCH
+
+
+def names(command: str) -> list[str]:
+    """Return the options that a command line gives."""
+    return [flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", command)]
 
 
 def test_recipes_in_python_parse() -> None:

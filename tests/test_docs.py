@@ -70,7 +70,7 @@ def tiny_training(args: list[str]) -> list[str]:
 
 
 class InThisProcess:
-    """What the study starts instead of a process: the same command, here and now."""
+    """What a study or a sweep starts instead of a process: the same command, here and now."""
 
     def __init__(self, command: list[str]) -> None:
         self.returncode = train.main(command[3:])
@@ -93,7 +93,7 @@ def run(module: str, args: list[str], capsys: pytest.CaptureFixture[str], monkey
         assert train.main(tiny_training(["--env", "Walker2d-v5", "--run-dir", args[0]])) == 0
     if module == "ppo_fast.play":
         args = [*without(without(args, "--video"), "--episodes"), "--episodes", "2"]
-    elif module == "ppo_fast.study":
+    elif module in ("ppo_fast.study", "ppo_fast.sweep"):
         real = subprocess.Popen
         monkeypatch.setattr(
             subprocess, "Popen", lambda command, **options: (
@@ -102,7 +102,9 @@ def run(module: str, args: list[str], capsys: pytest.CaptureFixture[str], monkey
         )  # fmt: skip
         cut = args.index("--") if "--" in args else len(args)
         tiny = without(tiny_training(args[cut + 1 :]), "--eval-every")
-        args = [*args[:cut], "--seeds", "1", "--gymnasium-episodes", "1", "--", *tiny]
+        own = without(without(args[:cut], "--seeds"), "--trials")
+        few = ["--gymnasium-episodes", "1"] if module == "ppo_fast.study" else ["--trials", "1"]
+        args = [*own, "--seeds", "1", *few, "--", *tiny]
     elif module == "ppo_fast.plot":
         args = [path for arg in args for path in (sorted(glob.glob(arg)) or [arg])]
     outcome = call(importlib.import_module(module).main, capsys, *args)
@@ -124,7 +126,7 @@ def test_the_commands_of_a_page_run(
 
 def test_commands_are_found() -> None:
     found = {module for page in PAGES for module, _ in commands(page)}
-    names = ("train", "study", "play", "plot", "info", "reference")
+    names = ("train", "study", "sweep", "play", "plot", "info", "reference")
     assert found >= {f"ppo_fast.{name}" for name in names}
 
 

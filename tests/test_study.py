@@ -134,18 +134,18 @@ def test_a_policy_that_cannot_be_evaluated_elsewhere_fails_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = study.StudyOptions(str(tmp_path), (ENV,), seeds=1)
-    (job,) = study._jobs(options, [])
-    pool = study.Pool(options, [job.path])
-    pool.check(job)  # there is no checkpoint
-    assert pool.failed == [job.name]
-    assert f"FAILED   {job.name}, on Gymnasium: " in capsys.readouterr().out
+    made = study.Study(options, [])
+    (run,) = made.runs
+    made.check(run)  # there is no checkpoint
+    assert made.failed == [run.name]
+    assert f"FAILED   {run.name}, on Gymnasium: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("steps", "every"), [("3000000", 50_000), ("3000001", 250_000)])
 def test_long_runs_are_evaluated_less_often(steps: str, every: int) -> None:
-    (job,) = study._jobs(study.StudyOptions("s", (ENV,), seeds=1), ["--total-timesteps", steps])
-    assert job.cfg.eval_every == every
-    assert job.command[-2:] == ["--eval-every", str(every)]
+    (run,) = study.Study(study.StudyOptions("s", (ENV,), seeds=1), ["--total-timesteps", steps]).runs
+    assert run.cfg.eval_every == every
+    assert run.command[-2:] == ["--eval-every", str(every)]
 
 
 @pytest.mark.parametrize(

@@ -110,4 +110,7 @@ def main(out: Path, kills: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        signal.signal(number, handler)  # a fork of torchrun has its
+    if code := main(Path(sys.argv[1]), int(sys.argv[2])):
+        sys.exit(code)
