@@ -26,7 +26,8 @@ class StudyOptions:
     """
 
     out: str
-    """directory of the study: a run directory per task and seed, results.json, table.md, curves.png"""
+    """directory of the study: a run directory per task and seed, results.json, table.md, curves.png,
+    comparison.html"""
     envs: tuple[str, ...] = ("Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "Walker2d-v5")
     """environment ids"""
     seeds: int = 5
@@ -157,16 +158,19 @@ class Study:
             print(f"FAILED   {run.name}, on Gymnasium: {err}", flush=True)
 
     def _write(self, *, draw: bool = False) -> dict[Path, float]:
-        """Write results.json and table.md of the runs that there are, the curves if asked to; return their scores."""
+        """Write results.json and table.md of the runs that there are, curves and page if asked to; return their scores."""
         from ppo_fast import files, scores
         from ppo_fast.plotting import draw_runs
+        from ppo_fast.report.compare import compare_page
 
         runs = [scores.read_run(run.path) for run in self.runs if (run.path / "config.json").exists()]
         results = {"runs": scores.to_json(runs), "made": {run.path.name: _made(run.path) for run in runs}}
         files.write_atomic(self.out / "results.json", files.to_json(results))
         files.write_atomic(self.out / "table.md", ("\n".join(scores.table(runs, self.options.at)) + "\n").encode())
         if draw and any(run.means.size for run in runs):
-            draw_runs(runs, self.out / "curves.png")
+            evaluated = [run for run in runs if run.means.size]
+            draw_runs(evaluated, self.out / "curves.png")
+            files.write_atomic(page := self.out / "comparison.html", compare_page(evaluated, page))
         return {run.path: run.final for run in runs if run.means.size}
 
 

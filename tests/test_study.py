@@ -63,6 +63,9 @@ def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(
     assert made["commit"] == system.commit()
     assert ENV in (out / "table.md").read_text()
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "comparison.html").read_text()
+    assert "comparison of runs" in page
+    assert page.count('href="InvertedPendulum-v5-seed') == 2
     elsewhere = [json.loads((out / f"{ENV}-seed{seed}" / "gymnasium.json").read_text()) for seed in (4, 5)]
     assert [len(each["returns"]) for each in elsewhere] == [2, 2]
     assert [run["gymnasium"] for run in results["runs"]] == [np.mean(each["returns"]) for each in elsewhere]
