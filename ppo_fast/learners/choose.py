@@ -13,6 +13,7 @@ from ppo_fast.config import DEFAULTS, Config
 from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.errors import BackendError, ConfigError
 from ppo_fast.learners.base import Learner
+from ppo_fast.learners.graph_learner import GraphLearner
 from ppo_fast.learners.native import NativeLearner, lacks
 from ppo_fast.learners.ppo_base import PPOLearner
 from ppo_fast.learners.reinforce import ReinforceLearner
@@ -59,17 +60,18 @@ def _make_ppo(
     Raises:
         BackendError: a learner asked for by name cannot be had; the message says what lacks.
     """
+    make_torch = GraphLearner if cfg.update == "graph" else TorchLearner
     if cfg.learner == "torch":
-        return TorchLearner(model, flat, cfg, device, peers=peers), ""
+        return make_torch(model, flat, cfg, device, peers=peers), ""
     missing = lacks(model, device)
     if cfg.learner == "native":
         if missing:
             raise BackendError(f"--learner native: {missing}")
         return NativeLearner(model, flat, cfg, device, peers=peers), ""
     if cfg.update != "auto":
-        return TorchLearner(model, flat, cfg, device, peers=peers), ""  # the banner says which way was asked for
+        return make_torch(model, flat, cfg, device, peers=peers), ""  # the banner says which way was asked for
     if not missing:
         return NativeLearner(model, flat, cfg, device, peers=peers), "the fastest on the CPU"
     if device.type == "cpu":
         log.warning("updates run on torch, the native learner cannot be had: %s", missing)
-    return TorchLearner(model, flat, cfg, device, peers=peers), f"no native learner: {missing}"
+    return make_torch(model, flat, cfg, device, peers=peers), f"no native learner: {missing}"

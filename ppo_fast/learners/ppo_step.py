@@ -159,6 +159,21 @@ def adam_step(hp: LossConfig, opt: Optimizer, step_size: Tensor, inv_sqrt_bias2:
     return norm
 
 
+@torch.no_grad()
+def adam_step_where(
+    hp: LossConfig, opt: Optimizer, step_size: Tensor, inv_sqrt_bias2: Tensor, grad: Tensor, counts: Tensor
+) -> Tensor:
+    """Do what :func:`adam_step` does where ``counts`` (0-d bool), and change nothing elsewhere, without a wait.
+
+    What is not taken may be NaN: it is left out by selection.
+    """
+    kept = [tensor.clone() for tensor in opt[:3]]
+    norm = adam_step(hp, opt, step_size, inv_sqrt_bias2, grad)
+    for tensor, before in zip(opt[:3], kept, strict=True):
+        tensor.copy_(torch.where(counts, tensor, before))
+    return norm
+
+
 def minibatch_step(
     model: ActorCritic, hp: LossConfig, compiled: bool, opt: Optimizer, scalars: Tensor, mb: Minibatch
 ) -> None:
@@ -176,3 +191,24 @@ def minibatch_step(
     grad, sums = gradient(model, hp, opt.flat, scalars[0], mb)
     norm = adam_step(hp, opt, scalars[1], scalars[2], grad)
     opt.stats.add_(torch.cat([sums, norm.reshape(1), torch.ones_like(norm).reshape(1)]))
+
+
+def minibatch_step_where(
+    model: ActorCritic,
+    hp: LossConfig,
+    compiled: bool,
+    opt: Optimizer,
+    scalars: Tensor,
+    mb: Minibatch,
+    running: Tensor,
+) -> None:
+    """Do what :func:`minibatch_step` does where ``running`` (0-d bool) and a row of the minibatch is valid.
+
+    Elsewhere ``opt`` stays as it is, so that a fixed sequence of such steps may stop early.
+    """
+    gradient = functional_gradient if compiled else eager_gradient
+    grad, sums = gradient(model, hp, opt.flat, scalars[0], mb)
+    counts = running & (mb.valid.sum() > 0)
+    norm = adam_step_where(hp, opt, scalars[1], scalars[2], grad, counts)
+    sums = torch.cat([sums, norm.reshape(1), torch.ones_like(norm).reshape(1)])
+    opt.stats.add_(sums.masked_fill(~counts, 0.0))

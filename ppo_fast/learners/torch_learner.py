@@ -109,16 +109,10 @@ class TorchLearner(PPOLearner):
         return adam_step(self.hp, self.opt, scalars[1], scalars[2], gradient)
 
     def _scalars(self, counts: Float32) -> Tensor:
-        """Return (num_minibatches, 3): 1 / valid rows, lr / (1 − β₁ᵗ), 1 / sqrt(1 − β₂ᵗ); t counts real steps."""
-        beta1, beta2 = ADAM_BETAS
-        t = self.adam_steps + np.maximum(np.cumsum(counts > 0), 1)
+        """Return what :func:`step_scalars` says of the next minibatches, on the device, and count their steps."""
+        scalars = step_scalars(self.adam_steps, self.learning_rate, counts)
         self.adam_steps += int((counts > 0).sum())
-        columns = (
-            1.0 / np.maximum(counts, 1.0),
-            self.learning_rate / (1.0 - beta1**t),
-            1.0 / np.sqrt(1.0 - beta2**t),
-        )
-        return torch.from_numpy(np.stack(columns, 1).astype(np.float32)).to(self.device)
+        return torch.from_numpy(scalars).to(self.device)
 
     # --- eager or compiled -------------------------------------------------------------------------------------------
     def _choose_mode(self) -> None:
@@ -168,3 +162,17 @@ class TorchLearner(PPOLearner):
         b = self.cfg.batch_size
         widths = {"norm_obs": (b, self.model.obs_dim), "actions": (b, self.model.act_dim)}
         return {name: aligned_zeros(*widths.get(name, (b,))) for name in Minibatch._fields}
+
+
+def step_scalars(adam_steps: int, learning_rate: float, counts: Float32) -> Float32:
+    """Return 1 / valid rows, lr / (1 − β₁ᵗ) and 1 / sqrt(1 − β₂ᵗ) of n minibatches, (n, 3); t counts real steps.
+
+    Args:
+        adam_steps: steps before the first of them.
+        learning_rate: lr.
+        counts: (n,) float32, valid rows of each; one without makes no step.
+    """
+    beta1, beta2 = ADAM_BETAS
+    t = adam_steps + np.maximum(np.cumsum(counts > 0), 1)
+    columns = (1.0 / np.maximum(counts, 1.0), learning_rate / (1.0 - beta1**t), 1.0 / np.sqrt(1.0 - beta2**t))
+    return np.stack(columns, 1).astype(np.float32)
