@@ -65,6 +65,9 @@ class Config:
     update: Literal["auto", "eager", "compile", "graph"] = "auto"
     """how the torch learner runs: eager; compile: a step by torch.compile; graph: the whole update as one CUDA graph;
     auto: compile where it pays for its compilation and a compiler works, else eager"""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """PPO: products of the torch learner's networks: float32; tf32, on NVIDIA GPUs; bf16, hidden layers in bfloat16.
+    Log-probabilities, advantages and norms are float32 always"""
     kernels: Literal["auto", "cpp", "numba", "reference"] | None = None
     """backend of the numeric kernels; unset: PPO_FAST_BACKEND, else auto (cpp, then numba, then reference)"""
     torch_threads: int = 1

@@ -160,6 +160,18 @@ def ending(result: RunResult) -> str:
     )
 
 
+def _update(trainer: Trainer) -> str:
+    """Return how torch runs the update, and why."""
+    words = str(trainer.info["update"]["mode"])
+    if trainer.cfg.precision != "float32":
+        words += f" in {trainer.cfg.precision}"
+    if why := trainer.info["update"]["why_eager"]:
+        words += f" ({why})"
+    elif trainer.learner.compile_s:
+        words += f" (compiled in {trainer.learner.compile_s:.1f} s)"
+    return words
+
+
 def banner(trainer: Trainer) -> str:
     """Return what is about to run and on what, one fact a line."""
     from ppo_fast.algos import NAMES
@@ -169,13 +181,8 @@ def banner(trainer: Trainer) -> str:
     is_ppo = cfg.algo == "ppo"
     epochs, whose = (cfg.update_epochs, "") if is_ppo else (cfg.critic_epochs, " of the critic, 1 step of the policy")
     versions = info["versions"]
-    update = info["update"]["mode"]
-    if info["update"]["why_eager"]:
-        update += f" ({info['update']['why_eager']})"
-    elif trainer.learner.compile_s:
-        update += f" (compiled in {trainer.learner.compile_s:.1f} s)"
     learner = info["learner"]
-    how = f"SIMD {learner['simd']}" if learner["simd"] else f"update {update}"
+    how = f"SIMD {learner['simd']}" if learner["simd"] else f"update {_update(trainer)}"
     kernels = info["kernels"]
     missing = "; ".join(f"{name} missing: {textwrap.shorten(why, 200)}" for name, why in kernels["why_not"].items())
     lines = {

@@ -55,7 +55,7 @@ def _make_ppo(
     """Return PPO's learner and the reason where ``auto`` chose.
 
     ``auto`` takes the native learner where it can run; torch otherwise, with a warning unless the device is no CPU, and
-    where ``cfg.update`` asks for one of torch's ways by name.
+    where ``cfg.update`` asks for one of torch's ways by name, or ``cfg.precision`` for what only torch has.
 
     Raises:
         BackendError: a learner asked for by name cannot be had; the message says what lacks.
@@ -68,7 +68,7 @@ def _make_ppo(
         if missing:
             raise BackendError(f"--learner native: {missing}")
         return NativeLearner(model, flat, cfg, device, peers=peers), ""
-    if cfg.update != "auto":
+    if cfg.update != "auto" or cfg.precision != "float32":
         return make_torch(model, flat, cfg, device, peers=peers), ""  # the banner says which way was asked for
     if not missing:
         return NativeLearner(model, flat, cfg, device, peers=peers), "the fastest on the CPU"

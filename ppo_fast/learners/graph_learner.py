@@ -25,6 +25,7 @@ from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.errors import BackendError
 from ppo_fast.learners.device_gae import gae
 from ppo_fast.learners.ppo_step import ADV_EPS, STATS, Minibatch, Optimizer, minibatch_step_where
+from ppo_fast.learners.precision import matmul_precision
 from ppo_fast.learners.staging import Staging
 from ppo_fast.learners.torch_learner import TorchLearner, step_scalars
 from ppo_fast.models import ActorCritic
@@ -139,9 +140,10 @@ class GraphLearner(TorchLearner):
                 self._judge_again()
             rows = {name: array.index_select(0, staged["orders"][e]) for name, array in self._batch.items()}
             opt = self.opt._replace(stats=stats)
-            for k, scalars in enumerate(staged["scalars"][e]):
-                minibatch = Minibatch(**{name: array[k * m : k * m + m] for name, array in rows.items()})
-                self._step_where(opt, scalars, minibatch, running)
+            with matmul_precision(self.cfg.precision):
+                for k, scalars in enumerate(staged["scalars"][e]):
+                    minibatch = Minibatch(**{name: array[k * m : k * m + m] for name, array in rows.items()})
+                    self._step_where(opt, scalars, minibatch, running)
             self._result[e, len(STATS)] = running
             if self.cfg.target_kl is not None:
                 mean = stats[_KL].double() / stats[_ROWS].double().clamp(min=1.0)

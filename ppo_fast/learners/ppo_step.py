@@ -56,6 +56,12 @@ class LossConfig:
     vf_coef: float
     max_grad_norm: float
     adam_eps: float
+    precision: str = "float32"  # see precision.py
+
+    @property
+    def hidden_dtype(self) -> torch.dtype | None:
+        """What the hidden layers are computed in if not in that of the parameters."""
+        return torch.bfloat16 if self.precision == "bf16" else None
 
 
 def ppo_loss(
@@ -88,7 +94,7 @@ def ppo_loss(
         # Differs from CleanRL: the population standard deviation, so that one valid row gives 0 and not NaN.
         advantages = centred / (mean(centred * centred).sqrt() + ADV_EPS)
 
-    head, values = model.forward(params, mb.norm_obs)
+    head, values = model.forward(params, mb.norm_obs, hidden_dtype=hp.hidden_dtype)
     policy = model.policy(head, params.log_std)
     log_ratio = (policy.log_prob(mb.actions) - mb.log_probs).masked_fill(is_dummy, 0.0)
     ratio = log_ratio.exp()

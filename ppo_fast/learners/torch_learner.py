@@ -25,6 +25,7 @@ from ppo_fast.learners.ppo_step import (
     eager_gradient,
     minibatch_step,
 )
+from ppo_fast.learners.precision import matmul_precision, require_precision
 from ppo_fast.models import ActorCritic
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,9 @@ class TorchLearner(PPOLearner):
         peers: the processes that share their gradients.
 
     Raises:
-        BackendError: ``cfg.update == "compile"`` and no compiler works here, or processes share their gradients.
+        BackendError: ``cfg.update == "compile"`` and no compiler works here, or processes share their gradients; or the
+            GPU has no products of ``cfg.precision``.
+        ConfigError: ``cfg.precision`` would have no effect on the device.
     """
 
     name = "torch"
@@ -55,6 +58,7 @@ class TorchLearner(PPOLearner):
     def __init__(
         self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device, *, peers: Peers = ALONE
     ) -> None:
+        require_precision(cfg.precision, device)
         super().__init__(model, flat, cfg, device, peers=peers)
         stats = torch.zeros(len(STATS), dtype=torch.float32, device=device)
         self.opt = Optimizer(self.flat, self.exp_avg, self.exp_avg_sq, stats)
@@ -81,8 +85,9 @@ class TorchLearner(PPOLearner):
         self._shuffle(batch, order)
         counts = self._shuffled["valid"].reshape(cfg.num_minibatches, -1).sum(1)
         scalars = self._scalars(counts)
-        for i in np.flatnonzero(counts).tolist():  # a minibatch of reset rows alone makes no step
-            self._whole_step(self.opt, scalars[i], self._minibatch(i))
+        with matmul_precision(cfg.precision):
+            for i in np.flatnonzero(counts).tolist():  # a minibatch of reset rows alone makes no step
+                self._whole_step(self.opt, scalars[i], self._minibatch(i))
         return self.opt.stats.clone()
 
     def _begin(self) -> None:
@@ -102,7 +107,8 @@ class TorchLearner(PPOLearner):
 
     def _gradient(self, k: int) -> tuple[Tensor, Tensor]:
         mb = self._minibatch(k)
-        return eager_gradient(self.model, self.hp, self.flat, 1.0 / mb.valid.sum(), mb)
+        with matmul_precision(self.cfg.precision):
+            return eager_gradient(self.model, self.hp, self.flat, 1.0 / mb.valid.sum(), mb)
 
     def _step(self, gradient: Tensor) -> Tensor:
         scalars = self._scalars(np.ones(1, np.float32))[0]
@@ -140,7 +146,8 @@ class TorchLearner(PPOLearner):
         rows = {name: torch.from_numpy(array).to(self.device) for name, array in self._shuffled.items()}
         mb = Minibatch(**{name: view[: self.cfg.minibatch_size] for name, view in rows.items()})
         try:
-            step(opt, torch.ones(2, 3, device=self.device)[1], mb)
+            with matmul_precision(self.cfg.precision):
+                step(opt, torch.ones(2, 3, device=self.device)[1], mb)
         except Exception as err:  # torch documents no common base of its compiler errors; the reason is passed on
             reason = str(err).strip().split("\n")[0]
             if forced:
