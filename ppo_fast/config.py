@@ -68,6 +68,8 @@ class Config:
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """PPO: products of the torch learner's networks: float32; tf32, on NVIDIA GPUs; bf16, hidden layers in bfloat16.
     Log-probabilities, advantages and norms are float32 always"""
+    overlap: Literal["none", "learner"] = "none"
+    """PPO: learner: collect the next rollout, with the parameters before the update, while the learner learns"""
     kernels: Literal["auto", "cpp", "numba", "reference"] | None = None
     """backend of the numeric kernels; unset: PPO_FAST_BACKEND, else auto (cpp, then numba, then reference)"""
     torch_threads: int = 1

@@ -20,9 +20,14 @@ def require_alike(cfg: Config, peers: Peers) -> None:
     """Have all processes compare their options and versions.
 
     Raises:
-        ConfigError: they differ, and the message names the first that does; or so many processes need more steps.
+        ConfigError: they differ, and the message names the first that does; or so many processes need more steps, or
+            may not overlap.
     """
     _compare({**cfg.to_dict(), **{f"the version of {name}": text for name, text in versions().items()}}, peers)
+    if peers.size > 1 and cfg.overlap != "none":
+        raise ConfigError(
+            f"overlap {cfg.overlap!r} is for one process, and there are {peers.size}, which would talk in two threads"
+        )
     if peers.size > 1 and cfg.total_timesteps <= (first := peers.size * cfg.batch_size):
         raise ConfigError(
             f"total_timesteps must be above {peers.size} processes * num_envs * num_steps = {first}, the first "

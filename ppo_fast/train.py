@@ -208,7 +208,8 @@ def banner(trainer: Trainer) -> str:
         "learner": learner["name"]
         + (f" ({learner['reason']})" if learner["reason"] else "")
         + f", {how}"
-        + ("" if is_ppo else "; the policy's step on torch"),
+        + ("" if is_ppo else "; the policy's step on torch")
+        + (", while the next rollout is collected" if cfg.overlap == "learner" else ""),
         "kernels": kernels["active"] + (f" ({missing})" if missing else ""),
         "machine": f"{info['machine']['cpu']}, {info['machine']['cpus']} CPUs",
         "threads": f"torch {info['torch_threads']}, {info['env_backend']['name']} {info['env_backend']['workers']}, "

@@ -46,6 +46,7 @@ def another(option: str) -> Any:
         "policy_weight": "reward_to_go",
         "backtrack_coef": 0.5,
         "precision": "bf16",
+        "overlap": "learner",
     }
     if option in special:
         return special[option]

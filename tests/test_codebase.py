@@ -28,7 +28,7 @@ LEVELS = {
     4: ["native", "state", "metrics"],
     5: ["rollout", "learners", "evaluation"],
     6: ["report", "parts", "video", "lockstep", "graph"],
-    7: ["run_dir", "run_info", "saver", "examiner", "cli", "findings"],
+    7: ["run_dir", "run_info", "saver", "schedule", "examiner", "cli", "findings"],
     8: ["trainer"],
     9: ["train", "play", "info", "verify", "study", "plot", "export"],
 }
