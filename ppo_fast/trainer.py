@@ -91,7 +91,7 @@ class Trainer:
         with self.peers.together():  # of which the first writes for all
             files = [] if self.peers.rank else [self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path)]
         self.sinks = Sinks([*files, *callbacks])
-        self.parts, why_learner = make_parts(cfg, self.spec, self.device, self.peers)
+        self.parts, why_learner = make_parts(cfg, self.spec, self.device, self.peers, saved)
         self.model, self.learner, self.state = self.parts.model, self.parts.learner, self.parts.state
         self.normalizer, self.scaler = self.parts.normalizer, self.parts.scaler
         with self.peers.together():

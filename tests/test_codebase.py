@@ -27,7 +27,7 @@ LEVELS = {
     3: ["presets", "envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],
     4: ["native", "state", "metrics"],
     5: ["rollout", "learners", "evaluation"],
-    6: ["report", "parts", "video", "lockstep", "graph"],
+    6: ["report", "parts", "video", "lockstep", "graph", "calibrate"],
     7: ["run_dir", "run_info", "saver", "schedule", "examiner", "cli", "findings"],
     8: ["trainer"],
     9: ["train", "play", "info", "verify", "study", "plot", "export"],

@@ -137,17 +137,17 @@ class TorchLearner(PPOLearner):
             self.why_eager = f"{planned} minibatch steps do not repay a compilation"
         else:
             self._compile(forced=cfg.update == "compile")
+        if self.mode == "eager" and self.device.type == "cuda":
+            self._rehearse(self._whole_step)  # what does not fit the GPU shows before there is an environment
 
     def _compile(self, *, forced: bool) -> None:
         """Compile the step on copies: the first real minibatch runs at speed, and a missing compiler shows now."""
         start = time.perf_counter()
         step = torch.compile(self._bind(compiled=True), fullgraph=True, dynamic=False)
-        opt = Optimizer(*(tensor.clone() for tensor in self.opt))
-        rows = {name: torch.from_numpy(array).to(self.device) for name, array in self._shuffled.items()}
-        mb = Minibatch(**{name: view[: self.cfg.minibatch_size] for name, view in rows.items()})
         try:
-            with matmul_precision(self.cfg.precision):
-                step(opt, torch.ones(2, 3, device=self.device)[1], mb)
+            self._rehearse(step)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as err:  # torch documents no common base of its compiler errors; the reason is passed on
             reason = str(err).strip().split("\n")[0]
             if forced:
@@ -156,6 +156,14 @@ class TorchLearner(PPOLearner):
             self.why_eager = f"torch.compile does not work here: {reason}"
             return
         self._whole_step, self.mode, self.compile_s = step, "compile", time.perf_counter() - start
+
+    def _rehearse(self, step: Step) -> None:
+        """Make a step on copies."""
+        opt = Optimizer(*(tensor.clone() for tensor in self.opt))
+        rows = {name: torch.from_numpy(array).to(self.device) for name, array in self._shuffled.items()}
+        mb = Minibatch(**{name: view[: self.cfg.minibatch_size] for name, view in rows.items()})
+        with matmul_precision(self.cfg.precision):
+            step(opt, torch.ones(2, 3, device=self.device)[1], mb)
 
     def _bind(self, *, compiled: bool) -> Step:
         model, hp = self.model, self.hp
