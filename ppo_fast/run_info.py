@@ -113,6 +113,9 @@ NO_EFFECT = {
     "checkpoint_every", "keep_checkpoints", "on_nan", "log", "quiet",
 }  # fmt: skip
 
+# Options that say when nothing may be ahead of the learner, which with ``overlap`` is when a rollout has no lag.
+DRAINS = {"eval_every", "checkpoint_every", "on_nan"}
+
 
 def differences(state: dict[str, Any], now: dict[str, Any], cfg: Config) -> list[str]:
     """Return in words what keeps a run from going on with the bits of the one that was saved.
@@ -123,7 +126,8 @@ def differences(state: dict[str, Any], now: dict[str, Any], cfg: Config) -> list
         cfg: its options.
     """
     then, old = (value if isinstance(value, dict) else {} for value in (state.get("numerics"), state.get("config")))
-    new = {name: value for name, value in cfg.to_dict().items() if name not in NO_EFFECT}
+    none = NO_EFFECT if cfg.overlap == "none" else NO_EFFECT - DRAINS
+    new = {name: value for name, value in cfg.to_dict().items() if name not in none}
     if not cfg.anneal_lr:
         new.pop("total_timesteps")
     return [

@@ -26,8 +26,13 @@ def test_without_a_gpu_it_says_so_in_one_line_and_does_nothing(tmp_path: Path) -
     results = set((ROOT / "benchmarks" / "results").iterdir())
     found = subprocess.run(
         ["bash", str(SCRIPT)],
-        env={**os.environ, "PYTHON": sys.executable}, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        env={**os.environ, "PYTHON": sys.executable},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert found.returncode == 1
     assert found.stdout == ""
     assert found.stderr.startswith("benchmarks/gpu.sh: torch cannot use a GPU here: ")

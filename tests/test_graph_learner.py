@@ -7,6 +7,7 @@ Axes: T steps · N envs · B = T·N rows · M rows of a minibatch · P parameter
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from ppo_fast.learners.torch_learner import TorchLearner
 from ppo_fast.models import ActorCritic
 
 MODEL = ActorCritic(OBS_DIM, ACT_DIM)
+META = torch.device("meta")
 OPTIONS: dict[str, Any] = {
     "num_envs": 8, "num_steps": 16, "minibatch_size": 32, "update_epochs": 3, "anneal_lr": False
 }  # fmt: skip
@@ -293,6 +295,19 @@ def test_the_sequence_asks_the_host_nothing_and_is_the_same_for_every_batch(way:
     assert reads.found
 
 
+@pytest.mark.parametrize("way", [*WAYS, "bf16"])
+@pytest.mark.parametrize("model", [MODEL, ActorCritic(5, 1, (16,), num_actions=4, shared_trunk=True)])
+def test_the_sequence_runs_on_a_device_that_is_not_the_hosts_and_has_no_values(model: ActorCritic, way: str) -> None:
+    """On ``meta`` a question to the host, or an array left on the CPU, is an error, as it would be in a capture."""
+    options = WAYS.get(way, {"precision": way})
+    learner = graph(model.init(1, -0.5) if not model.num_actions else model.init(1, 0.0), META, model, **options)
+    learner._whole_update()
+    assert learner._result.device == META
+    for mistake in (lambda: bool(learner._stats.sum() > 0), lambda: learner._stats + torch.ones(len(STATS))):
+        with pytest.raises(RuntimeError, match="meta"):  # the control arm
+            mistake()
+
+
 def test_an_update_is_one_copy_there_and_one_back(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = training.random_parameters(MODEL, 11)
     learner = graph(flat, torch.device("cpu"), recompute_adv=True)
@@ -316,6 +331,52 @@ class SpyTensor:
 
     def __getitem__(self, index: Any) -> Tensor:
         return self._tensor[index]
+
+
+# Capture
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_before_there_is_a_batch_the_sequence_changes_nothing(way: str, device: torch.device) -> None:
+    """So it may be warmed up on what is there."""
+    flat = training.random_parameters(MODEL, 13)
+    learner = graph(flat, device, **WAYS[way])
+    moments = {"exp_avg": 0.1 * flat, "exp_avg_sq": flat * flat}
+    take_up(learner, flat, {**moments, "counters": torch.tensor([7, 3]), "base_rate": torch.tensor([3e-4]).double()})
+    before = snapshot(learner)
+    for _ in range(2):
+        learner._whole_update()
+    assert snapshot(learner) == before
+    assert not learner._result[:, : len(STATS)].any()
+
+
+def test_where_nothing_compiles_the_graph_is_made_of_eager_steps_aloud(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How a capture goes about it, with stand-ins for what only a GPU has."""
+    flat = training.random_parameters(MODEL, 14)
+    learner = graph(flat, torch.device("cpu"))
+    stream: Any = SimpleNamespace(wait_stream=lambda other: None)
+    captured: list[str] = []
+
+    def no_compiler(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("no triton here\nmore")
+
+    for name in ("current_stream", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: stream)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda what, name=name: (captured.append(name), nullcontext())[1])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=learner._whole_update))
+    monkeypatch.setattr(torch, "compile", lambda step, **options: no_compiler)
+    learner._replay = learner._captured()
+    assert captured == ["stream", "stream", "graph"]  # it broke while it was warmed up, once more, and was captured
+    assert "the graph is made of eager steps: no triton here" in caplog.text
+    assert learner.why_eager.endswith("no triton here")
+    other = eager(flat, torch.device("cpu"))
+    rollout = whole_rollout(flat, 14)
+    assert learner.update(rollout) == other.update(rollout)
+    assert snapshot(learner) == snapshot(other)
 
 
 # Staging

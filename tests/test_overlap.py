@@ -161,6 +161,17 @@ def test_a_checkpoint_finds_nothing_ahead_and_a_run_that_is_taken_up_there_ends_
         assert {**resumed.fingerprint(), "rows": 0} == {**end, "rows": 0}
 
 
+def test_where_the_overlap_is_drained_is_told_when_it_changes(tmp_path: Path) -> None:
+    options = {"checkpoint_every": 900, "keep_checkpoints": 9}
+    for overlap, told in (("learner", ["eval_every was 0, is 1300"]), ("none", [])):
+        path = tmp_path / overlap
+        training.train(config(path, overlap=overlap, **options))
+        first = sorted((path / "checkpoints").glob("step_*"))[0]
+        resumed = Trainer(config(path, overlap=overlap, resume=str(first), eval_every=1300, **options))
+        assert resumed.info["taken_up"]["differs"] == told
+        resumed.run_dir.release()
+
+
 def test_a_stop_learns_from_what_was_collected_and_saves(tmp_path: Path) -> None:
     cfg = config(tmp_path / "run")
     recorder = training.Recorder()
