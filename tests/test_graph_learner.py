@@ -27,7 +27,7 @@ from ppo_fast.errors import BackendError
 from ppo_fast.learners.graph_learner import GraphLearner
 from ppo_fast.learners.ppo_step import STATS, LossConfig, Minibatch, Optimizer, adam_step_where, minibatch_step_where
 from ppo_fast.learners.staging import Staging
-from ppo_fast.learners.torch_learner import TorchLearner
+from ppo_fast.learners.torch_learner import TorchLearner, compiled_apart
 from ppo_fast.models import ActorCritic
 
 MODEL = ActorCritic(OBS_DIM, ACT_DIM)
@@ -435,7 +435,7 @@ def test_the_step_that_is_compiled_for_a_gpu_is_as_exact_here() -> None:
     """The compiled form of the masked step, which a CPU run does not take, gives the eager update up to rounding."""
     cpu, flat = torch.device("cpu"), training.random_parameters(MODEL, 12)
     ours, theirs, turned = graph(flat, cpu), eager(flat, cpu), eager(flat, cpu, Reversed)
-    ours._step_where = torch.compile(ours._bind_where(compiled=True), fullgraph=True, dynamic=False)
+    ours._step_where = compiled_apart(ours._bind_where(compiled=True))
     torch._dynamo.utils.counters.clear()
     for update in range(5):
         rollout = whole_rollout(flat, update)

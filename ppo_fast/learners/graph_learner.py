@@ -27,7 +27,7 @@ from ppo_fast.learners.device_gae import gae
 from ppo_fast.learners.ppo_step import ADV_EPS, STATS, Minibatch, Optimizer, minibatch_step_where
 from ppo_fast.learners.precision import matmul_precision
 from ppo_fast.learners.staging import Staging
-from ppo_fast.learners.torch_learner import TorchLearner, step_scalars
+from ppo_fast.learners.torch_learner import TorchLearner, compiled_apart, step_scalars
 from ppo_fast.models import ActorCritic
 
 log = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ class GraphLearner(TorchLearner):
         Its steps are compiled if a compiler works here, else eager, which is said aloud.
         """
         eager = self._step_where
-        self._step_where = torch.compile(self._bind_where(compiled=True), fullgraph=True, dynamic=False)
+        self._step_where = compiled_apart(self._bind_where(compiled=True))
         try:
             self._warm_up()
         except torch.cuda.OutOfMemoryError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -143,7 +144,7 @@ class TorchLearner(PPOLearner):
     def _compile(self, *, forced: bool) -> None:
         """Compile the step on copies: the first real minibatch runs at speed, and a missing compiler shows now."""
         start = time.perf_counter()
-        step = torch.compile(self._bind(compiled=True), fullgraph=True, dynamic=False)
+        step = compiled_apart(self._bind(compiled=True))
         try:
             self._rehearse(step)
         except torch.cuda.OutOfMemoryError:
@@ -177,6 +178,15 @@ class TorchLearner(PPOLearner):
         b = self.cfg.batch_size
         widths = {"norm_obs": (b, self.model.obs_dim), "actions": (b, self.model.act_dim)}
         return {name: aligned_zeros(*widths.get(name, (b,))) for name in Minibatch._fields}
+
+
+def compiled_apart(step: Callable[..., None]) -> Callable[..., None]:
+    """Return ``step`` by torch.compile, apart from all that has the same code.
+
+    torch counts the compilations of a code object and gives up after eight, so each learner of a process has its own.
+    """
+    own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, step.__defaults__, step.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False)
 
 
 def step_scalars(adam_steps: int, learning_rate: float, counts: Float32) -> Float32:
