@@ -421,6 +421,15 @@ def test_a_run_and_one_that_was_taken_up_end_where_the_eager_one_ends(tmp_path: 
     assert 0 < len(end["rows"]) < len(ends[1]["rows"])
 
 
+def test_the_critic_of_another_algorithm_is_fitted_by_it_too(tmp_path: Path) -> None:
+    options = {"algo": "trpo", "norm_adv": "batch", "critic_epochs": 3, "update_epochs": 10, "total_timesteps": 600}
+    ends = [
+        training.train(training.config(tmp_path / update, update=update, **options)).fingerprint()
+        for update in ("eager", "graph")
+    ]
+    assert ends[0] == ends[1]
+
+
 # What cannot be
 
 
