@@ -59,13 +59,12 @@ class GraphLearner(TorchLearner):
     ) -> None:
         super().__init__(model, flat, cfg, device, peers=peers)
         start = time.perf_counter()
-        self._is_finite = True
         self._step_where: StepWhere = self._bind_where(compiled=False)
         self._staging = Staging(self._fields(), device)
         self._batch = {name: self._staging.device[name][: cfg.batch_size] for name in Minibatch._fields}
         self._stats = torch.zeros(cfg.update_epochs, len(STATS), device=device)
-        # What the host reads of an update: the sums of each pass, whether it was made, and whether all is finite.
-        self._result = torch.zeros(cfg.update_epochs, len(STATS) + 2, device=device)
+        # What the host reads of an update: the sums of each pass, and whether it was made.
+        self._result = torch.zeros(cfg.update_epochs, len(STATS) + 1, device=device)
         self._read = torch.zeros(self._result.shape, pin_memory=device.type == "cuda")
         self._replay: Callable[[], None] = self._whole_update
         if device.type == "cuda":
@@ -80,10 +79,8 @@ class GraphLearner(TorchLearner):
             name: (np.float32, widths.get(name, (b,))) for name in Minibatch._fields
         }
         fields["orders"] = np.int64, (cfg.update_epochs, b)
-        fields["scalars"] = (
-            np.float32,
-            (cfg.update_epochs, cfg.num_minibatches, 4),
-        )  # 3, and a row is 16 bytes
+        # Three numbers of each step, in rows of 16 bytes, at which compiled code reads fastest.
+        fields["scalars"] = np.float32, (cfg.update_epochs, cfg.num_minibatches, 4)
         if again:
             fields["scaled_rewards"] = np.float32, (steps, envs)
             fields["terminated"] = fields["done"] = np.bool_, (steps, envs)
@@ -120,14 +117,9 @@ class GraphLearner(TorchLearner):
         self._read.copy_(self._result, non_blocking=True)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
-        stats = self._read[self._read[:, -2] > 0, : len(STATS)].clone()
+        stats = self._read[self._read[:, -1] > 0, : len(STATS)].clone()
         self.adam_steps += int(stats[:, STATS.index("steps")].sum())
-        self._is_finite = bool(self._read[0, -1])
         return stats
-
-    def is_finite(self) -> bool:
-        """Return whether the last update left every parameter and every moment of Adam finite; waits for nothing."""
-        return self._is_finite
 
     # --- what the graph does -----------------------------------------------------------------------------------------
     def _whole_update(self) -> None:
@@ -144,13 +136,11 @@ class GraphLearner(TorchLearner):
                 for k, scalars in enumerate(staged["scalars"][e]):
                     minibatch = Minibatch(**{name: array[k * m : k * m + m] for name, array in rows.items()})
                     self._step_where(opt, scalars, minibatch, running)
-            self._result[e, len(STATS)] = running
+            self._result[e, -1] = running
             if self.cfg.target_kl is not None:
                 mean = stats[_KL].double() / stats[_ROWS].double().clamp(min=1.0)
                 running = running & ~(mean > self.cfg.target_kl)  # a pass that was not made has a KL of 0
-        self._result[:, : len(STATS)] = self._stats
-        sums = torch.stack([array.sum() for array in (self.flat, self.exp_avg, self.exp_avg_sq)])
-        self._result[:, -1] = sums.isfinite().all()
+        self._result[:, :-1] = self._stats
 
     @torch.no_grad()
     def _judge_again(self) -> None:
