@@ -125,7 +125,8 @@ class Bench:
     def policy(self, env_id: str) -> PacedTrainer:
         """Return a trainer of preset fast that has learned briefly and stands still; one for the whole session."""
         if env_id not in self._policies:
-            self._policies[env_id] = PacedTrainer(self.config(env_id))
+            # On the CPU, where a policy that only has to act need not wait for a compilation.
+            self._policies[env_id] = PacedTrainer(self.config(env_id, device="cpu"))
             self._policies[env_id].advance(self.steps(8))
         return self._policies[env_id]
 

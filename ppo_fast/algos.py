@@ -16,6 +16,8 @@ BELONGS: dict[str, tuple[str, ...]] = {  # an option that is not here belongs to
     "vf_coef": _PPO,
     "target_kl": _PPO,
     "adaptive_kl": _PPO,
+    "precision": _PPO,
+    "overlap": _PPO,  # whose ratio is of the policy that acted
     "shared_trunk": _PPO,  # the others fit the critic on its own
     "critic_epochs": _TRPO + _REINFORCE,
     "delta": _TRPO,

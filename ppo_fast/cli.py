@@ -229,7 +229,8 @@ def run_command(main: Callable[[], int | None], *, prog: str) -> int:
         print(f"{prog}: {what}: {' '.join(str(err).split())}", file=sys.stderr)
         return err.exit_code
     except (MemoryError, RuntimeError) as err:
-        if isinstance(err, RuntimeError) and "allocate memory" not in str(err):  # torch has no class of its own for it
+        out = ("allocate memory", "out of memory")  # torch's words; it has a class of its own for a GPU's memory alone
+        if isinstance(err, RuntimeError) and not any(words in str(err) for words in out):
             raise
         print(f"{prog}: error: num_envs, num_steps or hidden_sizes need more memory than there is", file=sys.stderr)
         return EXIT_BAD_INPUT

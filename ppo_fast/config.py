@@ -62,8 +62,14 @@ class Config:
     """threads of the native learner, which no number depends on; 0: as many as help and this process may use"""
     actor: Literal["auto", "native", "torch"] = "auto"
     """what acts between two environment steps: torch, or native C++; auto: native where it can run, else torch"""
-    update: Literal["auto", "eager", "compile"] = "auto"
-    """how the torch learner makes a step; auto: torch.compile when it pays for its compilation and a compiler works"""
+    update: Literal["auto", "eager", "compile", "graph"] = "auto"
+    """how the torch learner runs: eager; compile: a step by torch.compile; graph: the whole update as one CUDA graph;
+    auto: compile where it pays for its compilation and a compiler works, else eager"""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """PPO: products of the torch learner's networks: float32; tf32, on NVIDIA GPUs; bf16, hidden layers in bfloat16.
+    Log-probabilities, advantages and norms are float32 always"""
+    overlap: Literal["none", "learner"] = "none"
+    """PPO: learner: collect the next rollout, with the parameters before the update, while the learner learns"""
     kernels: Literal["auto", "cpp", "numba", "reference"] | None = None
     """backend of the numeric kernels; unset: PPO_FAST_BACKEND, else auto (cpp, then numba, then reference)"""
     torch_threads: int = 1

@@ -72,17 +72,21 @@ def _check_together(cfg: Any, defaults: Mapping[str, Any]) -> None:
             f"policy_weight {cfg.policy_weight!r} needs gae_lambda 1, without which returns hold values of the critic, "
             f"got {cfg.gae_lambda!r}"
         )
-    if cfg.learner_threads and (cfg.learner == "torch" or cfg.update != "auto"):
-        asked = "learner 'torch'" if cfg.learner == "torch" else f"torch's update {cfg.update!r}"
+    torchs = [name for name, ours in (("update", "auto"), ("precision", "float32")) if getattr(cfg, name) != ours]
+    if cfg.learner_threads and (cfg.learner == "torch" or torchs):
+        asked = "learner 'torch'" if cfg.learner == "torch" else f"torch's {torchs[0]} {getattr(cfg, torchs[0])!r}"
         raise ConfigError(
             f"learner_threads {cfg.learner_threads} belongs to the native learner, and {asked} was asked for; "
             "leave it at 0, or set torch_threads"
         )
-    if cfg.learner == "native" and cfg.update != "auto":
+    if cfg.learner == "native" and torchs:
+        name = torchs[0]
         raise ConfigError(
-            f"update {cfg.update!r} belongs to the torch learner, and learner 'native' was asked for; "
-            "leave update at 'auto', or take learner 'torch'"
+            f"{name} {getattr(cfg, name)!r} belongs to the torch learner, and learner 'native' was asked for; "
+            f"leave {name} at {defaults[name]!r}, or take learner 'torch'"
         )
+    if cfg.precision == "tf32" and cfg.device == "cpu":
+        raise ConfigError("precision 'tf32' is for NVIDIA GPUs, and device is 'cpu'; allowed: 'float32', 'bf16'")
     if cfg.on_nan == "rollback" and not cfg.checkpoint_every:
         raise ConfigError("on_nan 'rollback' needs checkpoints to go back to, and checkpoint_every is 0")
     if cfg.total_timesteps <= cfg.batch_size:

@@ -16,6 +16,7 @@ import torch
 from ppo_fast import cpus, native, video
 from ppo_fast.envs import ENVPOOL_TASKS
 from ppo_fast.errors import BackendError
+from ppo_fast.system import why_no_cuda
 
 BUILD_AGAIN = (
     "on Debian or Ubuntu: apt-get install g++ python3-dev; then `make core`, or "
@@ -104,7 +105,7 @@ def _device() -> Finding:
     if torch.version.cuda is None:
         why, mend = "there is an NVIDIA driver, but torch was built without CUDA", "install a CUDA build: pytorch.org"
     else:
-        why = f"torch, built for CUDA {torch.version.cuda}, sees no GPU"
+        why = f"torch, built for CUDA {torch.version.cuda}, sees no GPU: {why_no_cuda()}"
         mend = "see what nvidia-smi says; a container needs `--gpus all`, and CUDA_VISIBLE_DEVICES may hide it"
     return Finding("device", "cpu", why, mend)
 

@@ -120,6 +120,15 @@ class Params(NamedTuple):
     log_std: Tensor  # empty where the policy is categorical
     critic: list[tuple[Tensor, Tensor]]
 
+    def with_hidden(self, dtype: torch.dtype) -> Params:
+        """Return the same with the hidden layers in ``dtype``; the last ones, and log σ, stay as they are."""
+
+        def cast(layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+            return [(weight.to(dtype), bias.to(dtype)) for weight, bias in layers]
+
+        actor, critic = (cast(layers[:-1]) + layers[-1:] for layers in (self.actor, self.critic))
+        return Params(cast(self.trunk), actor, self.log_std, critic)
+
 
 @dataclass(frozen=True)
 class ActorCritic:
@@ -226,8 +235,12 @@ class ActorCritic:
                 value.fill_(log_std_init)
         return flat
 
-    def forward(self, params: Params, norm_obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return head (B, H) and V(x) (B,), with one pass through a shared trunk."""
+    def forward(
+        self, params: Params, norm_obs: Tensor, hidden_dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return head (B, H) and V(x) (B,), with one pass through a shared trunk; hidden layers in ``hidden_dtype``."""
+        if hidden_dtype is not None:
+            params, norm_obs = params.with_hidden(hidden_dtype), norm_obs.to(hidden_dtype)
         hidden = self._trunk(params, norm_obs)
         return self._mlp(params.actor, hidden), self._mlp(params.critic, hidden).squeeze(-1)
 
@@ -259,7 +272,7 @@ class ActorCritic:
         for weight, bias in layers[:-1]:
             x = act(torch.addmm(bias, x, weight.t()))
         weight, bias = layers[-1]
-        return torch.addmm(bias, x, weight.t())
+        return torch.addmm(bias, x.to(bias.dtype), weight.t())  # hidden layers may be in another dtype
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:

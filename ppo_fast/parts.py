@@ -211,15 +211,20 @@ class Parts:
         vars(self.state).update(vars(TrainState(**known)))
 
 
-def make_parts(cfg: Config, spec: EnvSpec, device: torch.device, peers: Peers = ALONE) -> tuple[Parts, str]:
+def make_parts(
+    cfg: Config, spec: EnvSpec, device: torch.device, peers: Peers = ALONE, saved: Checkpoint | None = None
+) -> tuple[Parts, str]:
     """Make what a run of ``cfg`` begins with; return it, and why it has the learner that it has.
+
+    Of a run that is taken up from ``saved``, ``--learner auto`` is what it was; all else waits for :meth:`Parts.load`.
 
     Raises:
         ConfigError, BackendError: the networks or the learner cannot be had.
     """
     with peers.together():
         model = make_model(cfg, spec)
-        learner, why_learner = make_learner(model, model.init(cfg.seed, cfg.log_std_init), cfg, device, peers)
+        flat, before = model.init(cfg.seed, cfg.log_std_init), learner_of(saved)
+        learner, why_learner = make_learner(model, flat, cfg, device, peers, begun_with=before)
         why_not = why_not_exact(spec, cfg.num_envs)
     if peers.size > 1:  # the seed alone would do on processors of one kind
         initial = peers.first(lambda: learner.flat.cpu().numpy().tobytes())
@@ -238,6 +243,12 @@ def make_parts(cfg: Config, spec: EnvSpec, device: torch.device, peers: Peers = 
         peers=peers,
     )
     return parts, why_learner
+
+
+def learner_of(saved: Checkpoint | None) -> str:
+    """Return the learner of the run that was saved, empty if there was none or it does not say."""
+    said = saved.state.get("numerics") if saved else None
+    return str(said.get("learner", "")) if isinstance(said, dict) else ""
 
 
 def make_worker_at(

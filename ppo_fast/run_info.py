@@ -20,9 +20,14 @@ def require_alike(cfg: Config, peers: Peers) -> None:
     """Have all processes compare their options and versions.
 
     Raises:
-        ConfigError: they differ, and the message names the first that does; or so many processes need more steps.
+        ConfigError: they differ, and the message names the first that does; or so many processes need more steps, or
+            may not overlap.
     """
     _compare({**cfg.to_dict(), **{f"the version of {name}": text for name, text in versions().items()}}, peers)
+    if peers.size > 1 and cfg.overlap != "none":
+        raise ConfigError(
+            f"overlap {cfg.overlap!r} is for one process, and there are {peers.size}, which would talk in two threads"
+        )
     if peers.size > 1 and cfg.total_timesteps <= (first := peers.size * cfg.batch_size):
         raise ConfigError(
             f"total_timesteps must be above {peers.size} processes * num_envs * num_steps = {first}, the first "
@@ -108,6 +113,9 @@ NO_EFFECT = {
     "checkpoint_every", "keep_checkpoints", "on_nan", "log", "quiet",
 }  # fmt: skip
 
+# Options that say when nothing may be ahead of the learner, which with ``overlap`` is when a rollout has no lag.
+DRAINS = {"eval_every", "checkpoint_every", "on_nan"}
+
 
 def differences(state: dict[str, Any], now: dict[str, Any], cfg: Config) -> list[str]:
     """Return in words what keeps a run from going on with the bits of the one that was saved.
@@ -118,7 +126,8 @@ def differences(state: dict[str, Any], now: dict[str, Any], cfg: Config) -> list
         cfg: its options.
     """
     then, old = (value if isinstance(value, dict) else {} for value in (state.get("numerics"), state.get("config")))
-    new = {name: value for name, value in cfg.to_dict().items() if name not in NO_EFFECT}
+    none = NO_EFFECT if cfg.overlap == "none" else NO_EFFECT - DRAINS
+    new = {name: value for name, value in cfg.to_dict().items() if name not in none}
     if not cfg.anneal_lr:
         new.pop("total_timesteps")
     return [

@@ -52,10 +52,29 @@ class Saver:
         self._directory, self._cfg, self._parts, self._facts, self._timer = directory, cfg, parts, facts, timer
         self._failed_at = -math.inf
 
-    def due(self, every: int, last: int) -> bool:
-        """Return whether ``every`` env steps (0: never) have passed since step ``last``; the run's end has its own."""
-        steps = self._parts.state.env_steps
+    def due(self, every: int, last: int, steps: int | None = None) -> bool:
+        """Return whether ``every`` env steps (0: never) have passed since step ``last``; the run's end has its own.
+
+        Args:
+            every, last: env steps.
+            steps: where the run is; None: where it is now.
+        """
+        steps = self._parts.state.env_steps if steps is None else steps
         return bool(every) and steps < self._cfg.total_timesteps and steps // every != last // every
+
+    def something_due(self, steps: int) -> bool:
+        """Return whether at step ``steps`` the run ends, or an evaluation or a checkpoint is due."""
+        cfg, state = self._cfg, self._parts.state
+        return (
+            steps >= cfg.total_timesteps
+            or self.due(cfg.eval_every, state.evaluated_at, steps)
+            or self.due(cfg.checkpoint_every, state.saved_at, steps)
+            or self._first_is_due()
+        )
+
+    def _first_is_due(self) -> bool:
+        """Return whether there must be a checkpoint to go back to, and is none."""
+        return self._cfg.on_nan == "rollback" and not self._parts.state.saved_at
 
     def is_saved(self) -> bool:
         """Return whether there is a checkpoint of the present step."""
@@ -98,8 +117,7 @@ class Saver:
         A disk that refuses stops nothing: it is said aloud, and tried again after some seconds.
         """
         cfg, state = self._cfg, self._parts.state
-        first = cfg.on_nan == "rollback" and not state.saved_at  # to have something to go back to
-        if not (also or first or self.due(cfg.checkpoint_every, state.saved_at)):
+        if not (also or self._first_is_due() or self.due(cfg.checkpoint_every, state.saved_at)):
             return True
         if self._first(lambda: time.monotonic() - self._failed_at < _RETRY_S):
             return False

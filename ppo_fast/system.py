@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import platform
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from ppo_fast import __version__, kernels
 from ppo_fast.cpus import num_cpus
 from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.errors import BackendError, ConfigError
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "numpy", "numba", "envpool", "gymnasium", "mujoco", "safetensors", "tyro")
 
@@ -70,22 +74,58 @@ def commit() -> str | None:
 def choose_device(asked: str, peers: Peers = ALONE) -> torch.device:
     """Return the device that ``asked`` (``auto``, ``cpu`` or ``cuda``) means here; each of ``peers`` gets its own GPU.
 
+    ``auto`` takes the CPU, with a warning, where there is a GPU that cannot compute.
+
     Raises:
-        ConfigError: ``cuda`` was asked for and torch sees none, or fewer than there are processes on this machine.
+        ConfigError: ``cuda`` was asked for and cannot be had, or there are fewer than processes on this machine.
     """
-    available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
-        raise ConfigError("device 'cuda' was asked for, but torch sees no CUDA device here; allowed: 'auto', 'cpu'")
-    if not available or asked == "cpu":
+    if asked == "cpu":
         return torch.device("cpu")
-    if peers.size == 1:
-        return torch.device("cuda")
-    if peers.local_rank >= torch.cuda.device_count():
+    with warnings.catch_warnings():
+        if asked == "cuda":
+            warnings.simplefilter("ignore")  # torch warns of an old driver, and the error is going to say it
+        available = torch.cuda.is_available()
+    if not available:
+        if asked == "cuda":
+            why = why_no_cuda()
+            raise ConfigError(
+                f"device 'cuda' was asked for, but torch sees no CUDA device here: {why}; allowed: 'auto', 'cpu'"
+            )
+        return torch.device("cpu")
+    if peers.size > 1 and peers.local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"process {peers.local_rank} of this machine has no GPU of its own: torch sees {torch.cuda.device_count()} "
             "here; start so many processes on each machine, or take device 'cpu'"
         )
-    return torch.device("cuda", peers.local_rank)
+    device = torch.device("cuda", peers.local_rank) if peers.size > 1 else torch.device("cuda")
+    if why := _why_it_fails(device):
+        if asked == "cuda" or peers.size > 1:
+            raise ConfigError(f"device 'cuda' does not compute here: {why}; allowed: 'cpu'")
+        log.warning("the run goes on the CPU, the GPU does not compute: %s", why)
+        return torch.device("cpu")
+    return device
+
+
+def why_no_cuda() -> str:
+    """Return in torch's words why it sees no CUDA device, as that the driver is too old; empty if it sees one."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (AssertionError, RuntimeError) as err:  # the first where torch was built without CUDA
+        return _first_line(err)
+    return ""
+
+
+def _why_it_fails(device: torch.device) -> str:
+    """Return why a GPU that is there cannot add two numbers, as that it is too new for this torch; empty if it can."""
+    try:
+        float(torch.ones(1, device=device) + 1)
+    except (AssertionError, RuntimeError) as err:
+        return _first_line(err)
+    return ""
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().split("\n")[0].rstrip(".")
 
 
 def device_name(device: torch.device) -> str:

@@ -167,6 +167,18 @@ def _actions(spec: EnvSpec) -> str:
     return f"{spec.num_actions} discrete actions" if spec.num_actions else f"action {spec.act_dim}"
 
 
+def _update(trainer: Trainer) -> str:
+    """Return how torch runs the update, and why."""
+    words = str(trainer.info["update"]["mode"])
+    if trainer.cfg.precision != "float32":
+        words += f" in {trainer.cfg.precision}"
+    if why := trainer.info["update"]["why_eager"]:
+        words += f" ({why})"
+    elif trainer.learner.compile_s:
+        words += f" (compiled in {trainer.learner.compile_s:.1f} s)"
+    return words
+
+
 def banner(trainer: Trainer) -> str:
     """Return what is about to run and on what, one fact a line."""
     from ppo_fast.algos import NAMES
@@ -176,13 +188,8 @@ def banner(trainer: Trainer) -> str:
     is_ppo = cfg.algo == "ppo"
     epochs, whose = (cfg.update_epochs, "") if is_ppo else (cfg.critic_epochs, " of the critic, 1 step of the policy")
     versions = info["versions"]
-    update = info["update"]["mode"]
-    if info["update"]["why_eager"]:
-        update += f" ({info['update']['why_eager']})"
-    elif trainer.learner.compile_s:
-        update += f" (compiled in {trainer.learner.compile_s:.1f} s)"
     learner = info["learner"]
-    how = f"SIMD {learner['simd']}" if learner["simd"] else f"update {update}"
+    how = f"SIMD {learner['simd']}" if learner["simd"] else f"update {_update(trainer)}"
     kernels = info["kernels"]
     missing = "; ".join(f"{name} missing: {textwrap.shorten(why, 200)}" for name, why in kernels["why_not"].items())
     lines = {
@@ -208,7 +215,8 @@ def banner(trainer: Trainer) -> str:
         "learner": learner["name"]
         + (f" ({learner['reason']})" if learner["reason"] else "")
         + f", {how}"
-        + ("" if is_ppo else "; the policy's step on torch"),
+        + ("" if is_ppo else "; the policy's step on torch")
+        + (", while the next rollout is collected" if cfg.overlap == "learner" else ""),
         "kernels": kernels["active"] + (f" ({missing})" if missing else ""),
         "machine": f"{info['machine']['cpu']}, {info['machine']['cpus']} CPUs",
         "threads": f"torch {info['torch_threads']}, {info['env_backend']['name']} {info['env_backend']['workers']}, "

@@ -25,6 +25,7 @@ from ppo_fast.rollout import check_advantages, choose_actor
 from ppo_fast.run_dir import RunDir
 from ppo_fast.run_info import describe, differences, facts, numerics, require_alike, require_alike_ways
 from ppo_fast.saver import Saver
+from ppo_fast.schedule import Schedule
 from ppo_fast.sinks import Metrics, Sink, Sinks
 from ppo_fast.state import TrainState
 from ppo_fast.system import choose_device
@@ -90,7 +91,7 @@ class Trainer:
         with self.peers.together():  # of which the first writes for all
             files = [] if self.peers.rank else [self.run_dir.jsonl(), *sinks.make(cfg.log, self.run_dir.path)]
         self.sinks = Sinks([*files, *callbacks])
-        self.parts, why_learner = make_parts(cfg, self.spec, self.device, self.peers)
+        self.parts, why_learner = make_parts(cfg, self.spec, self.device, self.peers, saved)
         self.model, self.learner, self.state = self.parts.model, self.parts.learner, self.parts.state
         self.normalizer, self.scaler = self.parts.normalizer, self.parts.scaler
         with self.peers.together():
@@ -100,8 +101,7 @@ class Trainer:
         require_alike_ways(self.info, self.peers)
         self.timer = PhaseTimer()
         self.examiner = Examiner(cfg, self.spec, self.parts)
-        made_by = facts(self.info)
-        self.saver = Saver(self.run_dir.checkpoints, cfg, self.parts, made_by, self.timer, self.sinks.sync)
+        self.saver = Saver(self.run_dir.checkpoints, cfg, self.parts, facts(self.info), self.timer, self.sinks.sync)
         self.final: EpisodeStats | None = None
         self._stop = ""
         self.can_stop = False  # true once there is something that a stop could save
@@ -124,13 +124,13 @@ class Trainer:
             self._make_worker()
             stack.callback(lambda: self.worker.env.close())
             self._begin()
-            while state.env_steps < cfg.total_timesteps and not self._stopped():
+            while self.schedule.is_ahead or (state.env_steps < cfg.total_timesteps and not self._stopped()):
                 try:
                     if state.env_steps == 0:
                         self._warm_up()
                     self.learner.set_progress(state.env_steps / cfg.total_timesteps, state.lr_scale)
                     with timer("rollout"), self.peers.together():
-                        rollout = self.worker.collect(self.learner.flat)  # the policy and the statistics are frozen
+                        rollout = self.schedule.rollout()  # under a frozen policy and frozen statistics
                     with timer("advantage"):
                         self.scaler.update(rollout.rewards, rollout.done, rollout.valid)
                         self.scaler.scale(rollout.rewards, out=rollout.scaled_rewards)
@@ -140,11 +140,10 @@ class Trainer:
                             out=(rollout.advantages, rollout.returns),
                         )  # fmt: skip
                         with self.peers.together():
-                            check_advantages(rollout, self.worker.steps_done)
-                    with timer("update"):
-                        learned = self.learner.update(rollout)
-                        self.normalizer.update(rollout.obs[:-1], rollout.valid)
-                    self._advance(rollout, learned)
+                            check_advantages(rollout, self.schedule.steps_done)
+                    due = self._stop or self.saver.something_due(state.env_steps + rollout.num_valid)
+                    ahead = cfg.overlap == "learner" and not due  # an evaluation and a checkpoint find nothing ahead
+                    self._advance(rollout, self.schedule.learn(rollout, ahead=ahead))
                     self._between()
                 except NonFiniteError as err:
                     self._roll_back(err)
@@ -165,6 +164,7 @@ class Trainer:
     def _make_worker(self) -> None:
         """Make the environments, and bring them to where the run goes on."""
         self.worker, replay = make_worker_at(self.parts, self.cfg, self.actor, self.device, self.timer)
+        self.schedule = Schedule(self.worker, self.learner, self.timer)
         if "taken_up" in self.info:
             self.info["taken_up"] |= replay
 
@@ -194,7 +194,7 @@ class Trainer:
         if bad or not self.learner.is_finite():
             raise NonFiniteError(f"the update made {', '.join(bad) or 'the parameters'} non-finite")
         before = self.state.env_steps if self.state.iteration else 0
-        finished = self.parts.count(rollout, self.worker.steps_done)
+        finished = self.parts.count(rollout, self.schedule.steps_done)
         self.state.iteration += 1
         self.parts.require_equal()
         now = time.perf_counter()
@@ -230,10 +230,8 @@ class Trainer:
         if state.env_steps and not self.saver.is_saved():
             unsaved = self.saver.save_last(self.worker.buffers.obs[-1])
         self.final = None
-        if not self._stopped():
-            improved = self._evaluate()
-            if improved or unsaved:
-                unsaved = self.saver.save_last(self.worker.buffers.obs[-1])
+        if not self._stopped() and (self._evaluate() or unsaved):
+            unsaved = self.saver.save_last(self.worker.buffers.obs[-1])
         stopped = "" if self.final else self._stopped()  # after the last evaluation a signal stops nothing any more
         if not stopped:
             self.run_dir.draw()

@@ -41,7 +41,14 @@ def flag(option: str, value: Any) -> list[str]:
 def another(option: str) -> Any:
     """Return a value that is allowed and not the default."""
     default = FIELDS[option].default
-    special = {"target_kl": 0.02, "adaptive_kl": 0.02, "policy_weight": "reward_to_go", "backtrack_coef": 0.5}
+    special = {
+        "target_kl": 0.02,
+        "adaptive_kl": 0.02,
+        "policy_weight": "reward_to_go",
+        "backtrack_coef": 0.5,
+        "precision": "bf16",
+        "overlap": "learner",
+    }
     if option in special:
         return special[option]
     return not default if isinstance(default, bool) else default + 1

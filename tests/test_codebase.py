@@ -27,8 +27,8 @@ LEVELS = {
     3: ["presets", "search", "envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],
     4: ["native", "state", "metrics", "trials"],
     5: ["sweep_results", "rollout", "learners", "evaluation"],
-    6: ["report", "parts", "video", "window", "lockstep", "graph"],
-    7: ["run_dir", "run_info", "saver", "examiner", "cli", "findings"],
+    6: ["report", "parts", "video", "window", "lockstep", "graph", "calibrate"],
+    7: ["run_dir", "run_info", "saver", "schedule", "examiner", "cli", "findings"],
     8: ["trainer", "runs"],
     9: ["train", "play", "info", "verify", "study", "sweep", "plot", "export"],
 }

@@ -5,6 +5,7 @@ Axes: T steps · N envs · B = T·N rows · M rows of a minibatch · D observati
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -664,6 +665,27 @@ def test_compiled_step_is_one_graph_and_never_compiles_again(compiled: TorchLear
             compiled.update(training.random_rollout(MODEL, flat, update, reset_rows=0.1 * update))
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+def test_a_process_may_compile_more_learners_than_torch_compiles_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+    def bound(width: int) -> Callable[[Tensor], None]:
+        def step(x: Tensor) -> None:
+            x.add_(torch.ones(width).sum())
+
+        return step
+
+    x, widths = torch.zeros(()), range(1, torch._dynamo.config.recompile_limit + 3)
+
+    def all_of_them(compiled: Callable[..., Any]) -> None:
+        for width in widths:
+            compiled(bound(width))(x)
+
+    all_of_them(torch_learner.compiled_apart)
+    assert x == sum(widths)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):  # the control arm: what torch does by itself
+        all_of_them(functools.partial(torch.compile, fullgraph=True, dynamic=False))
 
 
 def test_compiled_update_is_blind_to_nan_in_reset_rows(compiled: TorchLearner) -> None:

@@ -59,14 +59,13 @@ class PPOLearner(ABC):
             raise ShapeError(f"flat must be ({model.num_params},) torch.float32, got {tuple(flat.shape)} {flat.dtype}")
         self.model, self.cfg, self.device, self.peers = model, cfg, device, peers
         self.hp = LossConfig(
-            clip_coef=cfg.clip_coef,
-            clip_vloss=cfg.clip_vloss,
+            clip_coef=cfg.clip_coef, clip_vloss=cfg.clip_vloss, precision=cfg.precision,
             norm_adv_minibatch=cfg.norm_adv == "minibatch" and peers.size == 1,  # else before the pass, over all
             ent_coef=cfg.ent_coef,
             vf_coef=cfg.vf_coef,
             max_grad_norm=cfg.max_grad_norm,
             adam_eps=cfg.adam_eps,
-        )
+        )  # fmt: skip
         self.flat = flat.detach().clone().to(device)
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.adam_steps = 0

@@ -56,6 +56,12 @@ class LossConfig:
     vf_coef: float
     max_grad_norm: float
     adam_eps: float
+    precision: str = "float32"  # see precision.py
+
+    @property
+    def hidden_dtype(self) -> torch.dtype | None:
+        """What the hidden layers are computed in if not in that of the parameters."""
+        return torch.bfloat16 if self.precision == "bf16" else None
 
 
 def ppo_loss(
@@ -88,7 +94,7 @@ def ppo_loss(
         # Differs from CleanRL: the population standard deviation, so that one valid row gives 0 and not NaN.
         advantages = centred / (mean(centred * centred).sqrt() + ADV_EPS)
 
-    head, values = model.forward(params, mb.norm_obs)
+    head, values = model.forward(params, mb.norm_obs, hidden_dtype=hp.hidden_dtype)
     policy = model.policy(head, params.log_std)
     log_ratio = (policy.log_prob(mb.actions) - mb.log_probs).masked_fill(is_dummy, 0.0)
     ratio = log_ratio.exp()
@@ -159,6 +165,21 @@ def adam_step(hp: LossConfig, opt: Optimizer, step_size: Tensor, inv_sqrt_bias2:
     return norm
 
 
+@torch.no_grad()
+def adam_step_where(
+    hp: LossConfig, opt: Optimizer, step_size: Tensor, inv_sqrt_bias2: Tensor, grad: Tensor, counts: Tensor
+) -> Tensor:
+    """Do what :func:`adam_step` does where ``counts`` (0-d bool), and change nothing elsewhere, without a wait.
+
+    What is not taken may be NaN: it is left out by selection.
+    """
+    kept = [tensor.clone() for tensor in opt[:3]]
+    norm = adam_step(hp, opt, step_size, inv_sqrt_bias2, grad)
+    for tensor, before in zip(opt[:3], kept, strict=True):
+        tensor.copy_(torch.where(counts, tensor, before))
+    return norm
+
+
 def minibatch_step(
     model: ActorCritic, hp: LossConfig, compiled: bool, opt: Optimizer, scalars: Tensor, mb: Minibatch
 ) -> None:
@@ -176,3 +197,24 @@ def minibatch_step(
     grad, sums = gradient(model, hp, opt.flat, scalars[0], mb)
     norm = adam_step(hp, opt, scalars[1], scalars[2], grad)
     opt.stats.add_(torch.cat([sums, norm.reshape(1), torch.ones_like(norm).reshape(1)]))
+
+
+def minibatch_step_where(
+    model: ActorCritic,
+    hp: LossConfig,
+    compiled: bool,
+    opt: Optimizer,
+    scalars: Tensor,
+    mb: Minibatch,
+    running: Tensor,
+) -> None:
+    """Do what :func:`minibatch_step` does where ``running`` (0-d bool) and a row of the minibatch is valid.
+
+    Elsewhere ``opt`` stays as it is, so that a fixed sequence of such steps may stop early.
+    """
+    gradient = functional_gradient if compiled else eager_gradient
+    grad, sums = gradient(model, hp, opt.flat, scalars[0], mb)
+    counts = running & (mb.valid.sum() > 0)
+    norm = adam_step_where(hp, opt, scalars[1], scalars[2], grad, counts)
+    sums = torch.cat([sums, norm.reshape(1), torch.ones_like(norm).reshape(1)])
+    opt.stats.add_(sums.masked_fill(~counts, 0.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ppo_fast.learners.ppo_step import (
     eager_gradient,
     minibatch_step,
 )
+from ppo_fast.learners.precision import matmul_precision, require_precision
 from ppo_fast.models import ActorCritic
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,9 @@ class TorchLearner(PPOLearner):
         peers: the processes that share their gradients.
 
     Raises:
-        BackendError: ``cfg.update == "compile"`` and no compiler works here, or processes share their gradients.
+        BackendError: ``cfg.update == "compile"`` and no compiler works here, or processes share their gradients; or the
+            GPU has no products of ``cfg.precision``.
+        ConfigError: ``cfg.precision`` would have no effect on the device.
     """
 
     name = "torch"
@@ -55,6 +59,7 @@ class TorchLearner(PPOLearner):
     def __init__(
         self, model: ActorCritic, flat: Tensor, cfg: Config, device: torch.device, *, peers: Peers = ALONE
     ) -> None:
+        require_precision(cfg.precision, device)
         super().__init__(model, flat, cfg, device, peers=peers)
         stats = torch.zeros(len(STATS), dtype=torch.float32, device=device)
         self.opt = Optimizer(self.flat, self.exp_avg, self.exp_avg_sq, stats)
@@ -81,8 +86,9 @@ class TorchLearner(PPOLearner):
         self._shuffle(batch, order)
         counts = self._shuffled["valid"].reshape(cfg.num_minibatches, -1).sum(1)
         scalars = self._scalars(counts)
-        for i in np.flatnonzero(counts).tolist():  # a minibatch of reset rows alone makes no step
-            self._whole_step(self.opt, scalars[i], self._minibatch(i))
+        with matmul_precision(cfg.precision):
+            for i in np.flatnonzero(counts).tolist():  # a minibatch of reset rows alone makes no step
+                self._whole_step(self.opt, scalars[i], self._minibatch(i))
         return self.opt.stats.clone()
 
     def _begin(self) -> None:
@@ -102,23 +108,18 @@ class TorchLearner(PPOLearner):
 
     def _gradient(self, k: int) -> tuple[Tensor, Tensor]:
         mb = self._minibatch(k)
-        return eager_gradient(self.model, self.hp, self.flat, 1.0 / mb.valid.sum(), mb)
+        with matmul_precision(self.cfg.precision):
+            return eager_gradient(self.model, self.hp, self.flat, 1.0 / mb.valid.sum(), mb)
 
     def _step(self, gradient: Tensor) -> Tensor:
         scalars = self._scalars(np.ones(1, np.float32))[0]
         return adam_step(self.hp, self.opt, scalars[1], scalars[2], gradient)
 
     def _scalars(self, counts: Float32) -> Tensor:
-        """Return (num_minibatches, 3): 1 / valid rows, lr / (1 − β₁ᵗ), 1 / sqrt(1 − β₂ᵗ); t counts real steps."""
-        beta1, beta2 = ADAM_BETAS
-        t = self.adam_steps + np.maximum(np.cumsum(counts > 0), 1)
+        """Return what :func:`step_scalars` says of the next minibatches, on the device, and count their steps."""
+        scalars = step_scalars(self.adam_steps, self.learning_rate, counts)
         self.adam_steps += int((counts > 0).sum())
-        columns = (
-            1.0 / np.maximum(counts, 1.0),
-            self.learning_rate / (1.0 - beta1**t),
-            1.0 / np.sqrt(1.0 - beta2**t),
-        )
-        return torch.from_numpy(np.stack(columns, 1).astype(np.float32)).to(self.device)
+        return torch.from_numpy(scalars).to(self.device)
 
     # --- eager or compiled -------------------------------------------------------------------------------------------
     def _choose_mode(self) -> None:
@@ -137,16 +138,17 @@ class TorchLearner(PPOLearner):
             self.why_eager = f"{planned} minibatch steps do not repay a compilation"
         else:
             self._compile(forced=cfg.update == "compile")
+        if self.mode == "eager" and self.device.type == "cuda":
+            self._rehearse(self._whole_step)  # what does not fit the GPU shows before there is an environment
 
     def _compile(self, *, forced: bool) -> None:
         """Compile the step on copies: the first real minibatch runs at speed, and a missing compiler shows now."""
         start = time.perf_counter()
-        step = torch.compile(self._bind(compiled=True), fullgraph=True, dynamic=False)
-        opt = Optimizer(*(tensor.clone() for tensor in self.opt))
-        rows = {name: torch.from_numpy(array).to(self.device) for name, array in self._shuffled.items()}
-        mb = Minibatch(**{name: view[: self.cfg.minibatch_size] for name, view in rows.items()})
+        step = compiled_apart(self._bind(compiled=True))
         try:
-            step(opt, torch.ones(2, 3, device=self.device)[1], mb)
+            self._rehearse(step)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as err:  # torch documents no common base of its compiler errors; the reason is passed on
             reason = str(err).strip().split("\n")[0]
             if forced:
@@ -155,6 +157,14 @@ class TorchLearner(PPOLearner):
             self.why_eager = f"torch.compile does not work here: {reason}"
             return
         self._whole_step, self.mode, self.compile_s = step, "compile", time.perf_counter() - start
+
+    def _rehearse(self, step: Step) -> None:
+        """Make a step on copies."""
+        opt = Optimizer(*(tensor.clone() for tensor in self.opt))
+        rows = {name: torch.from_numpy(array).to(self.device) for name, array in self._shuffled.items()}
+        mb = Minibatch(**{name: view[: self.cfg.minibatch_size] for name, view in rows.items()})
+        with matmul_precision(self.cfg.precision):
+            step(opt, torch.ones(2, 3, device=self.device)[1], mb)
 
     def _bind(self, *, compiled: bool) -> Step:
         model, hp = self.model, self.hp
@@ -168,3 +178,26 @@ class TorchLearner(PPOLearner):
         b = self.cfg.batch_size
         widths = {"norm_obs": (b, self.model.obs_dim), "actions": (b, self.model.act_dim)}
         return {name: aligned_zeros(*widths.get(name, (b,))) for name in Minibatch._fields}
+
+
+def compiled_apart(step: Callable[..., None]) -> Callable[..., None]:
+    """Return ``step`` by torch.compile, apart from all that has the same code.
+
+    torch counts the compilations of a code object and gives up after eight, so each learner of a process has its own.
+    """
+    own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, step.__defaults__, step.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False)
+
+
+def step_scalars(adam_steps: int, learning_rate: float, counts: Float32) -> Float32:
+    """Return 1 / valid rows, lr / (1 − β₁ᵗ) and 1 / sqrt(1 − β₂ᵗ) of n minibatches, (n, 3); t counts real steps.
+
+    Args:
+        adam_steps: steps before the first of them.
+        learning_rate: lr.
+        counts: (n,) float32, valid rows of each; one without makes no step.
+    """
+    beta1, beta2 = ADAM_BETAS
+    t = adam_steps + np.maximum(np.cumsum(counts > 0), 1)
+    columns = (1.0 / np.maximum(counts, 1.0), learning_rate / (1.0 - beta1**t), 1.0 / np.sqrt(1.0 - beta2**t))
+    return np.stack(columns, 1).astype(np.float32)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
 from ppo_fast.errors import BackendError
+from ppo_fast.learners.graph_learner import GraphLearner
 from ppo_fast.learners.native import NativeLearner
 from ppo_fast.learners.ppo_base import PPOLearner
 from ppo_fast.learners.torch_learner import TorchLearner
@@ -39,11 +40,12 @@ POISONED = ("actions", "log_probs", "advantages", "returns")  # nothing may read
 BETA1_COMPLEMENT = float(np.float32(1.0 - 0.9))  # from moments of 0, a step leaves this times the gradient in exp_avg
 
 
-def torch_learner(update: Literal["eager", "compile"]) -> MakeLearner:
-    """Return what makes the torch learner, ``eager`` or ``compile``."""
+def torch_learner(update: Literal["eager", "compile", "graph"]) -> MakeLearner:
+    """Return what makes the torch learner, ``eager``, ``compile`` or ``graph``, on the CPU."""
+    kind = GraphLearner if update == "graph" else TorchLearner
 
     def make(model: ActorCritic, flat: Tensor, cfg: Config) -> PPOLearner:
-        return TorchLearner(model, flat, dataclasses.replace(cfg, update=update), torch.device("cpu"))
+        return kind(model, flat, dataclasses.replace(cfg, update=update), torch.device("cpu"))
 
     return make
 
@@ -61,6 +63,7 @@ def native_learner(simd: str) -> MakeLearner:
 LEARNERS: dict[str, MakeLearner] = {
     "torch eager": torch_learner("eager"),
     "torch compile": torch_learner("compile"),
+    "torch graph": torch_learner("graph"),
     **{f"native {simd}": native_learner(simd) for simd in ("avx512", "avx2", "baseline")},
 }
 

@@ -27,8 +27,9 @@ Worker = RolloutWorker | NativeRolloutWorker
 def choose_actor(cfg: Config, model: ActorCritic, device: torch.device) -> tuple[str, str]:
     """Return ``native`` or ``torch``, and the reason where ``auto`` chose.
 
-    ``auto`` takes the native actor where the networks run on the CPU and the core can run them; torch otherwise, with a
-    warning unless the device is no CPU.
+    ``auto`` takes the native actor where the core can run the networks, whatever the learner's device: beside the
+    simulator it answers without a call to a GPU per step, from a copy of the parameters taken once per rollout. Torch
+    otherwise, with a warning.
 
     Raises:
         BackendError: the native actor was asked for by name and cannot be had; the message says what lacks.
@@ -40,11 +41,11 @@ def choose_actor(cfg: Config, model: ActorCritic, device: torch.device) -> tuple
         if missing:
             raise BackendError(f"--actor native: {missing}")
         return "native", ""
-    if device.type != "cpu":
-        return "torch", f"the device is {device}"
     if missing:
         logger.warning("actions come from torch, the native actor cannot be had: %s", missing)
         return "torch", f"no native actor: {missing}"
+    if device.type != "cpu":
+        return "native", f"on the CPU, beside the simulator, where {device} would be asked at every step"
     return "native", "the fastest on the CPU"
 
 
