@@ -158,7 +158,7 @@ class Study:
             print(f"FAILED   {run.name}, on Gymnasium: {err}", flush=True)
 
     def _write(self, *, draw: bool = False) -> dict[Path, float]:
-        """Write results.json and table.md of the runs there are, if asked to curves and page too; return their scores."""
+        """Write results.json and table.md of the runs there are, if asked to the curves too; return their scores."""
         from ppo_fast import files, scores
         from ppo_fast.plotting import draw_runs
         from ppo_fast.report.compare import compare_page

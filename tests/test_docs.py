@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -159,3 +160,21 @@ def test_every_page_can_be_found_from_the_readme() -> None:
 def test_the_page_of_options_is_up_to_date() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_flags.py"))["page"]()
     assert (ROOT / "docs" / "flags.md").read_text() == made, "python docs/make_flags.py"
+
+
+def test_the_page_of_results_is_up_to_date_and_its_numbers_are_those_of_the_runs() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_results.py"))
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert text == made["page"](made["studies"]()), "python docs/make_results.py"
+    for folder in made["studies"]():
+        results = json.loads((folder / "results.json").read_text())
+        last = {}  # of each task, the runs' mean of the last tenth, with plain Python
+        for run in results["runs"]:
+            tenth = run["means"][-max(1, round(len(run["means"]) / 10)) :]
+            last.setdefault(run["env"], []).append(sum(tenth) / len(tenth))
+        for env, scores in last.items():
+            assert len(scores) >= 5, f"{folder.name}: {env}"
+            mean = sum(scores) / len(scores)
+            assert f"| {mean:,.{1 if abs(mean) < 100 else 0}f} ±" in text, f"{folder.name}: {env}"
+        assert all(run["finished"] for run in results["runs"])
+        assert min(run["seed"] for run in results["runs"]) > 32  # with none of which a preset was chosen
