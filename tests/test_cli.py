@@ -34,7 +34,7 @@ Command = Callable[..., Outcome]
 FLAGS = """
     --env --algo --preset --total-timesteps --seed --run-dir --resume
     --num-envs --env-kwargs --env-backend --env-threads --vectorization
-    --device --actor --learner --learner-threads --update --kernels --torch-threads
+    --device --actor --learner --learner-threads --update --precision --overlap --kernels --torch-threads
     --on-nan --num-steps --minibatch-size --update-epochs --learning-rate --anneal-lr --no-anneal-lr --adam-eps
     --gamma --gae-lambda --norm-adv --clip-coef --clip-vloss --no-clip-vloss --ent-coef --vf-coef
     --critic-epochs --delta --cg-steps --cg-damping --backtrack-steps --backtrack-coef --policy-lr --policy-weight
