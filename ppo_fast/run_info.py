@@ -130,9 +130,12 @@ def differences(state: dict[str, Any], now: dict[str, Any], cfg: Config) -> list
     new = {name: value for name, value in cfg.to_dict().items() if name not in none}
     if not cfg.anneal_lr:
         new.pop("total_timesteps")
-    return [
+    found = [
         f"{name} was {before[name]!r:.60}, is {value!r}"
         for before, after in ((then, now), (old, new))
         for name, value in after.items()
         if name in before and before[name] != value
     ]
+    if cfg.overlap == "learner" and state.get("last"):
+        found.append("it ended with nothing collected ahead, as --overlap learner would have had")
+    return found

@@ -81,7 +81,7 @@ class Saver:
         path = checkpoint.path_of(self._directory, self._parts.state.env_steps)
         return self._first(path.exists)
 
-    def save(self, obs: Obs) -> None:
+    def save(self, obs: Obs, *, last: bool = False) -> None:
         """Write a checkpoint, atomically: of everything, or of everything but the simulators where they restart.
 
         Where there are several processes, the first writes what all of them have.
@@ -92,7 +92,7 @@ class Saver:
         state = self._parts.state
         before, state.saved_at = state.saved_at, state.env_steps
         packed = self._parts.pack(obs)
-        packed["state"] |= self._facts | {"config": self._cfg.to_dict()}
+        packed["state"] |= self._facts | {"config": self._cfg.to_dict(), "last": last}
         try:
             self._parts.peers.first(lambda: self._write(packed))
         except CheckpointError:
@@ -133,7 +133,7 @@ class Saver:
     def save_last(self, obs: Obs) -> str:
         """Write the last checkpoint; return why it could not be, empty if it was."""
         try:
-            self.save(obs)
+            self.save(obs, last=True)
         except CheckpointError as err:
             log.warning("%s", err)
             return str(err)

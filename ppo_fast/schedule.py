@@ -36,6 +36,8 @@ class Schedule:
         self._normalizer = worker.normalizer
         self._ahead: Rollout | NonFiniteError | None = None
         self._spare: Rollout | None = None
+        #: What was last handed out, or what a collection that failed left.
+        self.subject = worker.buffers
         self._stream: torch.cuda.Stream | None = None
 
     @property
@@ -55,6 +57,7 @@ class Schedule:
             NonFiniteError: as the worker's ``collect``, then or now.
         """
         ahead, self._ahead = self._ahead, None
+        self.subject = self.worker.buffers
         if isinstance(ahead, NonFiniteError):
             raise ahead
         return self.worker.collect(self.learner.flat) if ahead is None else ahead

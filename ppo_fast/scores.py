@@ -168,7 +168,7 @@ def by_task(runs: Sequence[RunScores]) -> dict[tuple[str, str, str], TaskScores]
     """Group runs by (environment, algorithm, preset), seeds in order; runs without an evaluation are left out.
 
     Where other options differ, the preset is followed by those, as in ``'fast, gamma 0.9'``, so that only seeds share a
-    curve. An option that a run of an older version does not have is not compared.
+    curve. A run of an older version, which does not have such an option, has a curve of its own.
     """
     groups: dict[tuple[str, str, str], list[RunScores]] = {}
     for run in sorted(runs, key=lambda run: (run.env, run.algo, run.preset, run.seed)):
@@ -178,19 +178,20 @@ def by_task(runs: Sequence[RunScores]) -> dict[tuple[str, str, str], TaskScores]
     for (env, algo, preset), group in groups.items():
         varied = _varied(group)
         for run in group:
-            label = ", ".join([preset, *(f"{name} {_word(run.options[name])}" for name in varied)])
+            words = (f"{name} {_word(run.options[name])}" for name in varied if name in run.options)
+            label = ", ".join([preset, *words])
             tasks.setdefault((env, algo, label), []).append(run)
     return {key: TaskScores(group) for key, group in tasks.items()}
 
 
 def _varied(runs: Sequence[RunScores]) -> list[str]:
-    """Return the options in which these runs are not the same."""
-    shared = [name for name in runs[0].options if all(name in run.options for run in runs)]
-    return [
-        name
-        for name in shared
-        if name not in _NOT_COMPARED and any(run.options[name] != runs[0].options[name] for run in runs)
-    ]
+    """Return the options in which those of these runs that have them are not the same."""
+    values: dict[str, list[Any]] = {}
+    for run in runs:
+        for name, value in run.options.items():
+            if name not in _NOT_COMPARED:
+                values.setdefault(name, []).append(value)
+    return [name for name, found in values.items() if any(value != found[0] for value in found)]
 
 
 def _word(value: Any) -> str:

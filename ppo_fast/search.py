@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ppo_fast.algos import why_foreign
 from ppo_fast.config import DEFAULTS, FIELDS, Config
 from ppo_fast.config_rules import check_each
@@ -45,6 +47,16 @@ class Range:
         """The values that are allowed if all are."""
         return self.low, self.high
 
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Return one of the numbers, drawn evenly."""
+        steps = int((self.high - self.low) / self.step + 1e-9) if self.step is not None else 0
+        value = (
+            self.low + self.step * rng.integers(steps + 1)
+            if self.step is not None
+            else rng.uniform(self.low, self.high)
+        )
+        return int(value) if self.whole else float(value)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -56,6 +68,10 @@ class Choice:
     def extremes(self) -> tuple[Any, ...]:
         """All values."""
         return tuple(self.values.values())
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Return one of the values, drawn evenly."""
+        return self.extremes[rng.integers(len(self.values))]
 
 
 Space = dict[str, Range | Choice]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ppo_fast.errors import ConfigError, NonFiniteError
 from ppo_fast.pool import Job, Pool
@@ -21,6 +24,7 @@ PROG = "python -m ppo_fast.sweep"
 STARTS = 3  # of a run whose process was killed
 IN_A_ROW = 3  # trials that fail before there is no use in going on
 REFUSED_IN_A_ROW = 50  # proposals that are not allowed
+LOOK_ELSEWHERE_S = 2.0
 TOLD = (128 + 2, 128 + 15)  # exit codes of a run that saved and left because of SIGINT or SIGTERM
 
 
@@ -118,11 +122,12 @@ class Sweep:
             if any(arg.partition("=")[0].replace("_", "-") in flags for arg in extra):
                 raise ConfigError(f"{name} is searched, and cannot follow --")
         self.pool = Pool[Run](options.cores_per_run)
+        self._check_some()
         about = what_scores_depend_on(self.base, but={*self.space, "seed"})
         about |= {"search": sorted(options.search), "seeds": options.seeds, "first_seed": options.first_seed}
         self.trials = Trials(self.out, self.space, about, options.sweep_seed)
         self.mine: list[Trial] = []
-        self.failed_in_a_row = 0
+        self.failed_in_a_row = self.refused_in_a_row = 0
 
     def run(self) -> int:
         """Make trials until there are enough, say what was found; return the exit code."""
@@ -135,7 +140,18 @@ class Sweep:
             f"{len(self.pool.free)} runs at a time, on {self.options.cores_per_run} of the cores each",
             flush=True,
         )
-        self.pool.run(self._next, self._ended, self._judge_all)
+        waits = False
+        while True:
+            self.pool.run(self._next, self._ended, self._judge_all)
+            others = sum(not record.ending for record in self.trials.records())
+            if not others or self.failed_in_a_row >= IN_A_ROW:
+                break
+            if not waits:  # for a process elsewhere, or for a run whose sweep was killed
+                print(
+                    f"waiting for {others} trials that are worked on elsewhere, to take up what ends early", flush=True
+                )
+            waits = True
+            time.sleep(LOOK_ELSEWHERE_S)
         self._write()
         print(summary(self.trials.records(), list(self.space), self.out))
         if self.failed_in_a_row >= IN_A_ROW:
@@ -160,8 +176,8 @@ class Sweep:
         """Take a trial up, or begin one that is allowed; None if there are enough."""
         from ppo_fast.search import to_flags
 
-        refused, why = 0, ""
-        while refused < REFUSED_IN_A_ROW:
+        why = ""
+        while self.refused_in_a_row < REFUSED_IN_A_ROW:
             if (claim := self.trials.claim(self.options.trials)) is None:
                 return None
             flags = " ".join(to_flags(claim.options))
@@ -169,7 +185,8 @@ class Sweep:
             try:
                 trial = self._trial(claim)
             except ConfigError as err:
-                refused, why = refused + 1, str(err)
+                why = str(err)
+                self.refused_in_a_row += 1
                 self.trials.refused(claim, why)
                 claim.lock.release()
                 print(f"trial {claim.number}: not allowed: {why}", flush=True)
@@ -222,12 +239,18 @@ class Sweep:
         runs = [read_run(run.path) for run in trial.runs]
         curves = [Curve(run.wall_s, run.means) for run in runs]
         score = self.trials.completed(trial.claim, [run.final for run in runs], curves)
-        self.failed_in_a_row = 0
+        self.failed_in_a_row = self.refused_in_a_row = 0
         self._over(trial, f"{score:,.1f} (IQM of {len(runs)} seeds, {max(run.wall_s[-1] for run in runs):,.0f} s)")
 
     def _fail(self, trial: Trial, run: Run, code: int) -> None:
         lines = run.log.read_text(errors="replace").splitlines() or ["no word of it"]
         why = f"{run.name}, exit code {code}: {lines[-1]}"
+        if code == ConfigError.exit_code and not (run.path / "evaluations.jsonl").exists():
+            why = lines[-1]  # what can be known only where it runs, as that there is no GPU
+            self.refused_in_a_row += 1
+            self.trials.refused(trial.claim, why)
+            self._over(trial, f"not allowed: {why}")
+            return
         if code == NonFiniteError.exit_code and (run.path / "nonfinite.json").exists():
             self.trials.diverged(trial.claim, why)
         else:
@@ -280,6 +303,18 @@ class Sweep:
         from ppo_fast.sweep_results import write
 
         self.trials.write(lambda records: write(self.out, records, list(self.space), self._config))
+
+    def _check_some(self) -> None:
+        """Raise ``ConfigError`` if none of some random options is allowed: then the fixed ones are at fault."""
+        rng = np.random.default_rng(0)
+        for _ in range(REFUSED_IN_A_ROW):
+            try:
+                self._config({name: dimension.draw(rng) for name, dimension in self.space.items()})
+            except ConfigError as err:
+                why = err
+            else:
+                return
+        raise ConfigError(f"search: none of {REFUSED_IN_A_ROW} random proposals is allowed, the last because {why}")
 
     # --- options -----------------------------------------------------------------------------------------------------
     def _flags(self, options: Mapping[str, Any]) -> list[str]:

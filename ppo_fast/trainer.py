@@ -259,7 +259,7 @@ class Trainer:
         self.saver.save_if_due(self.worker.buffers.obs[-1], also=True)  # else a kill would forget the rollback
 
     def _report(self, error: NonFiniteError) -> None:
-        self.run_dir.report_nonfinite(error, self.state, self.worker.buffers, self.parts.arrays())
+        self.run_dir.report_nonfinite(error, self.state, self.schedule.subject, self.parts.arrays())
 
     # --- what the loop calls -----------------------------------------------------------------------------------------
     def policy(self) -> Policy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +19,10 @@ from training import one_thread, untimed  # noqa: F401
 
 from ppo_fast.batch import Rollout
 from ppo_fast.config import Config
-from ppo_fast.errors import ConfigError, NonFiniteError
+from ppo_fast.errors import BackendError, ConfigError, NonFiniteError
 from ppo_fast.models import ActorCritic
 from ppo_fast.normalizers import ObsNormalizer
-from ppo_fast.rollout import NativeRolloutWorker, RolloutWorker
+from ppo_fast.rollout import NativeRolloutWorker, RolloutWorker, choose_actor
 from ppo_fast.run_info import require_alike
 from ppo_fast.schedule import Schedule
 from ppo_fast.timing import PhaseTimer
@@ -184,6 +186,8 @@ def test_a_stop_learns_from_what_was_collected_and_saves(tmp_path: Path) -> None
     assert trainer.saver.is_saved()
     again = training.train(config(tmp_path / "run", resume="auto"))
     assert again.rows[0]["iteration"] == 5
+    told = "it ended with nothing collected ahead, as --overlap learner would have had"
+    assert again.trainer.info["taken_up"]["differs"] == [told]
     assert again.result.state.env_steps >= 2800
 
 
@@ -207,6 +211,36 @@ def test_nan_in_the_rollout_ahead_does_not_take_the_update_beside_it(
         Trainer(config(tmp_path / "run", actor="torch"), [recorder]).run()
     assert [row["iteration"] for row in recorder.rows] == [1, 2]  # warm-up, two rollouts, and the one that broke
     assert (tmp_path / "run" / "nonfinite.json").exists()
+
+
+def test_the_report_of_nan_is_of_the_rollout_that_was_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, learned = Schedule._update, list[Rollout]()
+
+    def breaks(schedule: Schedule, rollout: Rollout) -> dict[str, float]:
+        learned.append(rollout)
+        if len(learned) == 3:
+            schedule.learner.flat[0] = torch.nan
+        return update(schedule, rollout)
+
+    monkeypatch.setattr(Schedule, "_update", breaks)
+    with pytest.raises(NonFiniteError):
+        Trainer(config(tmp_path / "run", actor="torch")).run()
+    told = json.loads((tmp_path / "run" / "nonfinite.json").read_text())["arrays"]
+    for name in ("obs", "advantages", "returns"):
+        array = getattr(learned[-1], name)
+        assert (told[name]["min"], told[name]["max"]) == (float(array.min()), float(array.max())), name
+    assert told["advantages"]["max"] > 0  # those of the rollout ahead are not known yet
+
+
+def test_torch_s_actor_does_not_work_beside_a_learner_that_switches_the_process_to_tf32(tmp_path: Path) -> None:
+    model, device = ActorCritic(3, 2, (4,)), torch.device("cpu")
+    cfg = config(tmp_path, precision="tf32", actor="torch", device="auto")
+    with pytest.raises(BackendError, match="--overlap learner: with --precision tf32 torch's actor"):
+        choose_actor(cfg, model, device)
+    for other in ({"overlap": "none"}, {"precision": "bf16"}):
+        assert choose_actor(dataclasses.replace(cfg, **other), model, device) == ("torch", "")
 
 
 def test_a_rollback_forgets_what_was_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

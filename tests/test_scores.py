@@ -134,7 +134,9 @@ def test_only_seeds_share_a_line() -> None:
         "fast, gamma 0.9, hidden_sizes 32": [9],
     }
     assert [key[2] for key in scores.by_task(runs[:2])] == ["fast"]  # in which there is nothing to tell apart
-    assert [key[2] for key in scores.by_task([*runs[:2], run(3, (5.0,))])] == ["fast"]  # from before options were kept
+    old = run(3, (5.0,))  # from before there were these options
+    assert [key[2] for key in scores.by_task([*runs[:2], old])] == ["fast"]
+    assert {key[2] for key in scores.by_task([*runs, old])} == {"fast", *both}
     assert len(scores.table(runs)) == 2 + 3
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,9 @@ def say(name, value, mode="a"):
 say("started", 1)
 if plan.get("do") == "killed" and len(open(os.path.join(path, "started")).readlines()) < plan["lives"]:
     os.kill(os.getpid(), 9)
+if plan.get("do") == "refuse":
+    print("what it was refused for")
+    sys.exit(2)
 if plan.get("do") in ("fail", "nan"):
     if plan["do"] == "nan":
         say("nonfinite.json", {})
@@ -156,8 +160,24 @@ def test_what_fails_is_made_up_for_and_what_is_killed_goes_on(play: Play, run: C
     assert "trial 2: trial-0002-seed101 was ended from outside, and is taken up" in done.out
     assert [each["ending"] for each in results()] == ["failed", "NaN", "completed", "failed", "completed"]
     assert len(Path("s/trial-0002/seed101/started").read_text().splitlines()) == 3
-    assert len(Path("s/trial-0003/seed101/started").read_text().splitlines()) == 3  # no more than that
+    starts = [len(path.read_text().splitlines()) for path in Path("s/trial-0003").glob("*/started")]
+    assert max(starts) == 3  # no more than that, of whichever run ended first
     assert "exit code -9" in results()[3]["why"]
+
+
+def test_what_only_the_run_can_refuse_is_not_allowed_and_not_a_failure(play: Play, run: Callable[..., Outcome]) -> None:
+    play(*[{"do": "refuse"}] * 4)
+    done = run("--trials", "2")
+    assert done.code == 0, done.err
+    assert "trial 3: not allowed: what it was refused for" in done.out
+    assert [each["ending"] for each in results()] == [*["not allowed"] * 4, "completed", "completed"]
+
+
+def test_fixed_options_that_nothing_goes_with_are_found_before_anything_is_made(run: Callable[..., Outcome]) -> None:
+    refused = run("--trials", "1", "--", "--total-timesteps", "1000")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "search: none of 50 random proposals is allowed, the last because total_timesteps must be" in refused.err
+    assert not Path("s").exists()
 
 
 def test_it_gives_up_when_every_trial_fails(play: Play, run: Callable[..., Outcome]) -> None:
@@ -189,7 +209,8 @@ def test_options_that_do_not_go_together_are_told_of_and_not_run(
         assert not (Path("s") / f"trial-{each['number']:04d}" / "seed101").exists()
     never = call(sweep.main, capsys, *args[2:], "--out", "n", "--", "--num-steps", "32", "--minibatch-size", "4096")
     assert never.code == 2
-    assert "search: 7 proposals in a row were not allowed, the last because minibatch_size must divide" in never.err
+    assert "search: none of 7 random proposals is allowed, the last because minibatch_size must divide" in never.err
+    assert not Path("n").exists()
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -223,24 +244,36 @@ def wait_for(there: Callable[[], bool]) -> None:
 
 
 def test_several_share_the_trials_and_what_a_killed_one_was_at_is_taken_up(
-    play: Play, run: Callable[..., Outcome]
+    play: Play, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play()
     other = elsewhere({"returns": [1.0, 2.0, 3.0], "until": "go"}, "--trials", "3")
     begun = [Path(f"s/trial-0000/seed{seed}/evaluations.jsonl") for seed in (101, 102)]
     wait_for(lambda: all(path.exists() for path in begun))
+    others: list[str] = []
+
+    def meanwhile() -> None:
+        wait_for(
+            lambda: Path("s/results.json").exists() and [each["ending"] for each in results()].count("completed") == 2
+        )
+        other.kill()
+        others.append(other.communicate()[0])
+        time.sleep(0.3)  # its runs live on and keep the trial, which nobody else takes up before they have ended
+        Path("go").touch()
+
+    monkeypatch.setattr(sweep, "LOOK_ELSEWHERE_S", 0.05)
+    thread = threading.Thread(target=meanwhile)
+    thread.start()
     here = run("--trials", "3")
+    thread.join()
     assert here.code == 0, here.err
     assert re.findall(r"^trial (\d+): --gamma", here.out, re.MULTILINE) == ["1", "2"]
-    assert "1 begun elsewhere, 2 completed; all of them in s/table.md" in here.out
-
-    other.kill()
-    said, _ = other.communicate()
-    assert re.findall(r"^trial (\d+): --gamma", said, re.MULTILINE) == ["0"]
-    # Its runs live on, and keep the trial, which nobody else takes up before they have ended.
-    assert "taken up" not in run("--trials", "3").out
-    Path("go").touch()
-    wait_for(lambda: "trial 0 is taken up: --gamma" in run("--trials", "3").out)
+    assert re.findall(r"^trial (\d+): --gamma", others[0], re.MULTILINE) == ["0"]
+    waited, taken_up = (
+        here.out.index(f"\n{line}") for line in ("waiting for 1 trials that", "trial 0 is taken up: --gam")
+    )
+    assert waited < taken_up
+    assert "3 completed; all of them in s/table.md" in here.out
     assert [each["ending"] for each in results()] == ["completed"] * 3
     assert results()[0]["finals"] == [3.0, 3.0]
     assert [len(path.with_name("started").read_text().splitlines()) for path in begun] == [1, 1]  # nothing was repeated

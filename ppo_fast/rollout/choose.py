@@ -32,8 +32,19 @@ def choose_actor(cfg: Config, model: ActorCritic, device: torch.device) -> tuple
     otherwise, with a warning.
 
     Raises:
-        BackendError: the native actor was asked for by name and cannot be had; the message says what lacks.
+        BackendError: the native actor was asked for by name and cannot be had, and the message says what lacks; or
+            torch's cannot work beside the learner.
     """
+    actor, why = _choose(cfg, model, device)
+    if actor == "torch" and cfg.overlap == "learner" and cfg.precision == "tf32":
+        raise BackendError(  # torch has one switch for the whole process
+            "--overlap learner: with --precision tf32 torch's actor, which works beside the learner, would compute now "
+            "in TF32 and now in float32; take --actor native, or another precision"
+        )
+    return actor, why
+
+
+def _choose(cfg: Config, model: ActorCritic, device: torch.device) -> tuple[str, str]:
     if cfg.actor == "torch":
         return "torch", ""
     missing = native.lacks(model)
