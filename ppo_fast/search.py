@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,3 +185,23 @@ def to_flags(options: Mapping[str, Any]) -> list[str]:
         elif value is not None:
             flags += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
     return flags
+
+
+def check_some(space: Space, config: Callable[[dict[str, Any]], object], draws: int) -> None:
+    """Raise ``ConfigError`` if none of some random options is allowed: then those that are not searched are at fault.
+
+    Args:
+        space: what is searched.
+        config: raises ConfigError where options are not allowed together.
+        draws: how many to try.
+    """
+    rng = np.random.default_rng(0)
+    why = ""
+    for _ in range(draws):
+        try:
+            config({name: dimension.draw(rng) for name, dimension in space.items()})
+        except ConfigError as err:
+            why = str(err)
+        else:
+            return
+    raise ConfigError(f"search: none of {draws} random proposals is allowed, the last because {why}")

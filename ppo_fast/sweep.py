@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ppo_fast.errors import ConfigError, NonFiniteError
-from ppo_fast.pool import Job, Pool
+from ppo_fast.pool import Pool
 
 if TYPE_CHECKING:
     from ppo_fast.config import Config
     from ppo_fast.race import Verdict
-    from ppo_fast.trials import Claim
+    from ppo_fast.trials import Claim, Run, Trial
 
 PROG = "python -m ppo_fast.sweep"
 STARTS = 3  # of a run whose process was killed
@@ -58,29 +56,6 @@ class SweepOptions:
     """keys the proposals"""
 
 
-@dataclasses.dataclass(kw_only=True)
-class Run(Job):
-    """One run of a trial."""
-
-    path: Path
-    cfg: Config
-    trial: Trial
-    starts: int = 0
-
-
-@dataclasses.dataclass
-class Trial:
-    """A trial that this process works on."""
-
-    claim: Claim
-    runs: list[Run]
-    waiting: list[Run]
-    sizes: list[int] = dataclasses.field(default_factory=list)
-    """of the evaluations of its runs when they were last looked at"""
-    over: bool = False
-    """whether the sweep knows how it ended"""
-
-
 def main(args: list[str] | None = None) -> int:
     """Parse the options, make trials until there are enough; return the exit code."""
     from ppo_fast.cli import parse_options, run_command
@@ -107,7 +82,7 @@ class Sweep:
 
     def __init__(self, options: SweepOptions, extra: list[str]) -> None:
         from ppo_fast.runs import options_of, what_scores_depend_on
-        from ppo_fast.search import read_space
+        from ppo_fast.search import check_some, read_space
         from ppo_fast.trials import Trials
 
         least = {"trials": 1, "seeds": 1, "first_seed": 0, "eval_every": 0, "judge_after": 0, "sweep_seed": 0}
@@ -121,8 +96,8 @@ class Sweep:
             flags = {f"--{name}".replace("_", "-"), f"--no-{name}".replace("_", "-")}
             if any(arg.partition("=")[0].replace("_", "-") in flags for arg in extra):
                 raise ConfigError(f"{name} is searched, and cannot follow --")
-        self.pool = Pool[Run](options.cores_per_run)
-        self._check_some()
+        self.pool: Pool[Run] = Pool(options.cores_per_run)
+        check_some(self.space, self._config, REFUSED_IN_A_ROW)
         about = what_scores_depend_on(self.base, but={*self.space, "seed"})
         about |= {"search": sorted(options.search), "seeds": options.seeds, "first_seed": options.first_seed}
         self.trials = Trials(self.out, self.space, about, options.sweep_seed)
@@ -200,6 +175,7 @@ class Sweep:
 
     def _trial(self, claim: Claim) -> Trial:
         from ppo_fast.runs import command, is_finished
+        from ppo_fast.trials import Run, Trial
 
         cfg = self._config(claim.options)
         flags = self._flags(claim.options)
@@ -303,18 +279,6 @@ class Sweep:
         from ppo_fast.sweep_results import write
 
         self.trials.write(lambda records: write(self.out, records, list(self.space), self._config))
-
-    def _check_some(self) -> None:
-        """Raise ``ConfigError`` if none of some random options is allowed: then the fixed ones are at fault."""
-        rng = np.random.default_rng(0)
-        for _ in range(REFUSED_IN_A_ROW):
-            try:
-                self._config({name: dimension.draw(rng) for name, dimension in self.space.items()})
-            except ConfigError as err:
-                why = err
-            else:
-                return
-        raise ConfigError(f"search: none of {REFUSED_IN_A_ROW} random proposals is allowed, the last because {why}")
 
     # --- options -----------------------------------------------------------------------------------------------------
     def _flags(self, options: Mapping[str, Any]) -> list[str]:

@@ -10,14 +10,16 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppo_fast.config import Config
 from ppo_fast.errors import BackendError, ConfigError
 from ppo_fast.lock import Lock, NoLocksError
+from ppo_fast.pool import Job
 from ppo_fast.race import Curve, Verdict, trial_curve
 from ppo_fast.scores import iqm
 from ppo_fast.search import Choice, Space
@@ -35,11 +37,30 @@ class Claim:
 
     number: int
     options: dict[str, Any]
-    path: Path
-    """directory of its runs"""
+    path: Path  # directory of its runs
     lock: Lock
-    taken_up: bool
-    """whether another process had begun it"""
+    taken_up: bool  # whether another process had begun it
+
+
+@dataclass(kw_only=True)
+class Run(Job):
+    """One run of a trial."""
+
+    path: Path
+    cfg: Config
+    trial: Trial
+    starts: int = 0
+
+
+@dataclass
+class Trial:
+    """A trial that this process works on."""
+
+    claim: Claim
+    runs: list[Run]
+    waiting: list[Run]
+    sizes: list[int] = field(default_factory=list)  # of the files of evaluations when they were last looked at
+    over: bool = False  # whether the sweep knows how it ended
 
 
 @dataclass(frozen=True)
