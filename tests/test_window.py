@@ -54,7 +54,7 @@ def test_a_window_shows_the_robot_and_each_return_is_told(
         most = max(most, len(np.unique(shown.reshape(-1, 3), axis=0)))
         time.sleep(0.2)
     out, err = process.communicate()
-    if "libGL" in err or "GLX" in err:
+    if process.returncode and ("libGL" in err or "GLX" in err):
         pytest.skip(f"no OpenGL on the virtual screen: {err.splitlines()[-1]}")
     assert process.returncode == 0, err
     assert most > 50  # a scene with light and shadow, and no blank
