@@ -91,7 +91,7 @@ def page(folders: list[Path]) -> str:
         "Its first states are the same in every evaluation of a run, others in another run; the final policy's",
         "score on Gymnasium is of 20 other ones. The score of a run is the mean of the last tenth of its",
         "evaluations up to that step. Rows at 1M of runs that went to 3M are the same runs: their learning rate is",
-        "annealed over 3M. Tasks that are not here yet have not been run with these presets.",
+        "annealed over 3M. Tasks that are not here yet wait for their five seeds.",
         "",
         *beside_others(runs),
         "",

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ppo_fast.errors import BackendError, ConfigError
+from ppo_fast.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _play(options: PlayOptions) -> None:
     from ppo_fast.cli import trust_env
     from ppo_fast.evaluation import evaluate, policy_from
     from ppo_fast.video import can_be_filmed, film
-    from ppo_fast.window import INSTEAD, show, why_no_screen
+    from ppo_fast.window import require_screen, show
 
     _check(options)
     saved = checkpoint.locate(options.run, best=options.best)
@@ -62,8 +62,7 @@ def _play(options: PlayOptions) -> None:
     if options.render == "human":
         if not can_be_filmed(policy.spec.env_id):
             raise ConfigError(f"{policy.spec.env_id!r} cannot be shown: Gymnasium draws, and only EnvPool has it")
-        if why := why_no_screen():
-            raise BackendError(f"no window, since {why}; {INSTEAD}")
+        require_screen()
     stats = evaluate(
         policy, policy.spec.env_id, episodes=options.episodes, seed=options.seed, backend=options.env_backend
     )

@@ -194,9 +194,15 @@ def _on_gymnasium(options: StudyOptions, run: Run) -> None:
 
 
 def _made(path: Path) -> dict[str, object]:
-    """Return what a run was made of: its options, and the commit, versions and machine it ran on."""
+    """Return what a run was made of: its options, and the commit, versions and machine it ran on.
+
+    Results are shared, so that of its directory they hold the name alone.
+    """
     config, info = (json.loads((path / name).read_bytes()) for name in ("config.json", "run_info.json"))
-    return {"config": config, **{name: info.get(name) for name in ("commit", "versions", "machine")}}
+    return {
+        "config": {**config, "run_dir": path.name},
+        **{name: info.get(name) for name in ("commit", "versions", "machine")},
+    }
 
 
 if __name__ == "__main__":

@@ -22,6 +22,12 @@ SIZE = {"width": 1024, "height": 768}
 LATE_S = 0.1  # a slow machine does not catch up by more
 
 
+def require_screen() -> None:
+    """Raise ``BackendError`` where no window can be opened."""
+    if why := why_no_screen():
+        raise BackendError(f"no window, since {why}; {INSTEAD}")
+
+
 def why_no_screen(environment: Mapping[str, str] = os.environ) -> str:
     """Say why no window can be opened; empty if nothing is known against it."""
     if sys.platform != "linux" or environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"):
@@ -35,8 +41,7 @@ def show(checkpoint: Path, *, episodes: int, seed: int) -> None:
     Raises:
         BackendError: no window can be opened, or it broke down.
     """
-    if why := why_no_screen():
-        raise BackendError(f"no window, since {why}; {INSTEAD}")
+    require_screen()
     command = [sys.executable, "-m", "ppo_fast.window", str(checkpoint), str(episodes), str(seed)]
     environment = {**os.environ, "MUJOCO_GL": "glfw"}
     child = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace")
@@ -54,7 +59,7 @@ def play(checkpoint: Path, episodes: int, seed: int) -> None:
     policy = load_policy(checkpoint)
     env = make_rendered(policy.spec, "human", **SIZE)
     frame_s = 1.0 / env.metadata.get("render_fps", 50)
-    seeds = env_seeds(seed, 0, episodes, purpose=1)  # those of the evaluation
+    seeds = env_seeds(seed, 0, episodes, purpose=1)  # of the first episode, that of a film
     closed: Callable[[], bool] | None = None
     for episode in range(episodes):
         obs, _ = env.reset(seed=int(seeds[episode]))

@@ -213,9 +213,8 @@ def test_nan_in_the_rollout_ahead_does_not_take_the_update_beside_it(
     assert (tmp_path / "run" / "nonfinite.json").exists()
 
 
-def test_the_report_of_nan_is_of_the_rollout_that_was_learned_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def break_third_update(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
+    """Have the third update begin with NaN; return what is learned from, as it comes."""
     update, learned = Schedule._update, list[Rollout]()
 
     def breaks(schedule: Schedule, rollout: Rollout) -> dict[str, float]:
@@ -225,6 +224,13 @@ def test_the_report_of_nan_is_of_the_rollout_that_was_learned_from(
         return update(schedule, rollout)
 
     monkeypatch.setattr(Schedule, "_update", breaks)
+    return learned
+
+
+def test_the_report_of_nan_is_of_the_rollout_that_was_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = break_third_update(monkeypatch)
     with pytest.raises(NonFiniteError):
         Trainer(config(tmp_path / "run", actor="torch")).run()
     told = json.loads((tmp_path / "run" / "nonfinite.json").read_text())["arrays"]
@@ -244,15 +250,7 @@ def test_torch_s_actor_does_not_work_beside_a_learner_that_switches_the_process_
 
 
 def test_a_rollback_forgets_what_was_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update, calls = Schedule._update, []
-
-    def breaks(schedule: Schedule, rollout: Rollout) -> dict[str, float]:
-        calls.append(rollout)
-        if len(calls) == 3:
-            schedule.learner.flat[0] = torch.nan
-        return update(schedule, rollout)
-
-    monkeypatch.setattr(Schedule, "_update", breaks)
+    break_third_update(monkeypatch)
     run = training.train(config(tmp_path / "run", on_nan="rollback", checkpoint_every=700))
     assert run.result.state.rollbacks == 1
     assert run.result.state.env_steps >= 2800

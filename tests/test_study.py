@@ -58,7 +58,8 @@ def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(
     results = json.loads((out / "results.json").read_text())
     assert [(run["env"], run["seed"], run["finished"]) for run in results["runs"]] == [(ENV, 4, True), (ENV, 5, True)]
     made = results["made"][f"{ENV}-seed5"]
-    assert (made["config"]["seed"], made["config"]["env"]) == (5, ENV)
+    assert (made["config"]["seed"], made["config"]["env"], made["config"]["run_dir"]) == (5, ENV, f"{ENV}-seed5")
+    assert str(tmp_path) not in (out / "results.json").read_text()
     assert made["versions"]["ppo_fast"] == ppo_fast.__version__
     assert made["commit"] == system.commit()
     assert ENV in (out / "table.md").read_text()

@@ -18,6 +18,7 @@ import pytest
 from commands import call
 
 from ppo_fast import play, window
+from ppo_fast.envs import gymnasium as gymnasium_envs
 from ppo_fast.window import why_no_screen
 
 WIDTH, HEIGHT = 1100, 800  # of the virtual screen
@@ -91,6 +92,44 @@ def test_a_screen_that_does_not_answer_is_one_line(
 def test_screens_of_either_kind_are_known() -> None:
     assert why_no_screen({"DISPLAY": ":0"}) == why_no_screen({"WAYLAND_DISPLAY": "wayland-0"}) == ""
     assert (why_no_screen({}) != "") == (sys.platform == "linux")
+
+
+class Drawn:
+    """An environment of 20 steps, 50 of which are a second."""
+
+    metadata = {"render_fps": 50}  # noqa: RUF012 (Gymnasium's own declaration)
+    unwrapped = None
+
+    def __init__(self) -> None:
+        self.steps = self.closed = 0
+
+    def reset(self, *, seed: int) -> Any:
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return np.zeros(4, np.float32), 1.0, self.steps % 20 == 0, False, {}
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_it_is_shown_in_real_time_and_ends_when_it_is_closed(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = Drawn()
+    monkeypatch.setattr(gymnasium_envs, "make_rendered", lambda *args, **options: env)
+    start = time.perf_counter()
+    window.play(trained, 2, 1)
+    assert time.perf_counter() - start >= 40 / 50 - 2 * window.LATE_S
+    assert capsys.readouterr().out.splitlines() == ["episode 1: return 20.0", "episode 2: return 20.0"]
+    assert env.closed == 1
+
+    env = Drawn()
+    monkeypatch.setattr(window, "_watch", lambda env: lambda: env.steps >= 30)
+    window.play(trained, 5, 1)
+    assert (env.steps, env.closed) == (30, 1)
+    assert capsys.readouterr().out.splitlines() == ["episode 1: return 20.0"]
 
 
 @pytest.mark.parametrize("how", ["close", "escape"])
