@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -167,6 +169,57 @@ def test_a_module_and_its_functions_are_small(module: str) -> None:
     assert len(text.splitlines()) <= MODULE_LINES, f"{module} has {len(text.splitlines())} lines"
     for name, lines in functions(ast.parse(text)):
         assert lines <= (LOOP_LINES if (module, name) == LOOP else FUNCTION_LINES), f"{module}.{name}: {lines} lines"
+
+
+# Lines of code, without comments, docstrings and blank lines, and the ceiling of each: CONTRIBUTING.md says why.
+AREAS = {
+    "algorithm": (3000, ["learners", "rollout", "kernels", "models", "normalizers", "native", "batch", "state",
+                         "trainer", "schedule", "algos", "presets", "config", "config_rules"]),
+    "environments": (1650, ["envs", "evaluation", "examiner"]),
+    "reference and comparison": (1800, ["reference", "lockstep", "verify", "findings"]),
+    "runs kept": (1500, ["checkpoint", "saver", "run_dir", "run_info", "lock", "files", "nonfinite", "parts", "train",
+                         "cli", "keywords", "typecheck", "errors", "timing", ""]),
+    "shown and used": (2400, ["sinks", "report", "symptoms", "plot", "plotting", "play", "video", "window", "export",
+                              "graph", "info", "system", "calibrate", "cpus", "metrics"]),
+    "many processes": (1400, ["distributed", "study", "scores", "sweep", "trials", "search", "race", "sweep_results",
+                              "pool", "runs"]),
+}  # fmt: skip
+CSRC_CEILING = 2500
+
+
+def code_lines(text: str) -> int:
+    """Return how many lines hold code: no blank ones, comments or strings that stand alone."""
+    alone = {
+        line
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for line in range(node.lineno, (node.end_lineno or 0) + 1)
+    }
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in layout]
+    return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - alone)
+
+
+def test_lines_of_code_are_counted() -> None:
+    assert (
+        code_lines(
+            '"""Docstring.\n\nLonger."""\n\n# comment\nx = (1,\n     2)  # two\n\ndef f():\n    "f"\n    return x\n'
+        )
+        == 4
+    )
+
+
+def test_the_whole_is_no_larger_than_was_decided() -> None:
+    area_of = {module: area for area, (_, modules) in AREAS.items() for module in modules}
+    sizes = dict.fromkeys(AREAS, 0)
+    for name, path in SOURCES.items():
+        sizes[area_of["" if name == "ppo_fast.__init__" else part(name)]] += code_lines(path.read_text())
+    native = [line for path in (ROOT / "csrc").glob("*.?pp") for line in path.read_text().splitlines()]
+    sizes["csrc"] = sum(bool(line.strip()) and not line.strip().startswith("//") for line in native)
+    for area, size in sizes.items():
+        print(f"{area:26s}{size:6,d}")
+    ceilings = {area: ceiling for area, (ceiling, _) in AREAS.items()} | {"csrc": CSRC_CEILING}
+    assert {area: size for area, size in sizes.items() if size > ceilings[area]} == {}, "cut, or decide and say why"
 
 
 def test_headers_are_small() -> None:
