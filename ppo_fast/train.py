@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ppo_fast.trainer import RunResult, Trainer
 
 _STARTED = time.perf_counter()
-_ECHO_S = 3.0  # within which a second signal to one of several processes is taken for an echo of the first
+_ECHO_S = 3.0  # within which a second SIGTERM, or to one of several processes any signal, is an echo of the first
 
 DESCRIPTION = (
     "Train a policy on vectorised MuJoCo, with PPO unless --algo says otherwise. Order: built-in < --preset < "
@@ -77,7 +77,8 @@ def stop_on_signals(trainer: Trainer, interrupt: Callable[[Callable[[], None]], 
 
     So does the first one where nothing has been done yet that could be saved, as while environments are replayed.
     Ending at once loses what came after the last checkpoint and nothing else, since whatever is written is atomic.
-    Of several processes each may get a signal twice, from the scheduler and from torchrun: an echo counts once.
+    A run may get a signal twice, from the scheduler and from torchrun, a study or a sweep: an echo counts once. Ctrl-C
+    is of a person, who means it each time, unless there are several processes.
 
     Args:
         trainer: what to stop.
@@ -96,7 +97,8 @@ def stop_on_signals(trainer: Trainer, interrupt: Callable[[Callable[[], None]], 
         if received or not trainer.can_stop:
             _leave(number, frame)
         received.append(number)
-        echoes_until = time.monotonic() + (_ECHO_S if trainer.peers.size > 1 else 0.0)
+        echoes = trainer.peers.size > 1 or number == signal.SIGTERM
+        echoes_until = time.monotonic() + (_ECHO_S if echoes else 0.0)
         name = signal.Signals(number).name
         trainer.stop(name)
         interrupt(lambda: _say(f"{name}: saving after this iteration; once more to leave at once"))

@@ -164,6 +164,9 @@ def test_a_signal_saves_and_leaves_and_nothing_is_lost(
     wait_for(run, rows, process)
     sent = time.monotonic()
     process.send_signal(number)
+    if number == signal.SIGTERM:  # an echo: of a scheduler, beside what started the run
+        time.sleep(0.02)
+        process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert time.monotonic() - sent < 10
     assert process.returncode == 128 + number
@@ -190,18 +193,18 @@ def test_the_command_that_a_stopped_run_prints_goes_on_with_it(tmp_path: Path) -
     assert training.jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["env_steps"] >= 8000
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_leaves_at_once(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "pause"), [(signal.SIGTERM, 3.3), (signal.SIGINT, 0.3)])
+def test_a_second_signal_leaves_at_once(tmp_path: Path, number: signal.Signals, pause: float) -> None:
     run = tmp_path / "run"
-    # One iteration takes seconds, so that the first signal is still waiting when the second comes.
-    process = start(run, "--num-steps", "2048", "--update-epochs", "50", steps=400_000)
+    # One iteration takes longer than the pause, so that the first signal is still waiting when the second comes.
+    process = start(run, "--num-steps", "2048", "--update-epochs", "2000", steps=400_000)
     deadline = time.monotonic() + 60
     while not (run / "config.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.3)
     process.send_signal(number)
-    time.sleep(0.3)
+    time.sleep(pause)
     assert process.poll() is None
     sent = time.monotonic()
     process.send_signal(number)
