@@ -1,8 +1,8 @@
 """Hyper-parameters per task and aim, each line with its source, and the order in which options override each other.
 
 ``fast`` is the least wall-clock to a good policy: minibatches of 256.
-``sample`` is the best return at 1M steps: minibatches of 64 (the recipe of Tianshou's MuJoCo benchmark: 64 environments
-x 32 steps, 10 epochs), except where larger ones learned as much.
+``sample`` is the best return at 1M and 3M steps: minibatches of 64 (the recipe of Tianshou's MuJoCo benchmark: 64
+environments x 32 steps, 10 epochs), except where larger ones learned as much or more.
 TRPO and REINFORCE have the preset's rollout and networks, and an update of their own.
 """
 
