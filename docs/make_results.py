@@ -42,12 +42,14 @@ PUBLISHED: dict[str, tuple[tuple[float, str], tuple[float, str]]] = {
 }
 AT = (1e6, 3e6)
 
-# Studies of a preset that was changed since. They stay on the page, and out of the table beside others.
-SUPERSEDED = {
+# What is to be known of a study; those of a preset that was changed since stay out of the table beside others.
+NOTES = {
     "2026-11-28_v5_hopper": "An earlier preset: minibatches of 64 in rollouts of 32 steps, advantages scaled by "
     "minibatch, gradients bounded by 0.5. It led to trials on seeds 31 and 32, these to the present preset, and the "
     "same five seeds were run with that one.",
+    "2026-11-28_v5_running": "Walker2d's seed 51 was suspended for seven minutes, and HalfCheetah's shared its core.",
 }
+SUPERSEDED = {"2026-11-28_v5_hopper"}
 
 
 def runs_of(folder: Path) -> list[RunScores]:
@@ -113,7 +115,7 @@ def page(folders: list[Path]) -> str:
         where = f"../{folder.relative_to(DOCS.parent)}"
         machine = made["machine"]
         lines += [
-            "", f"## {folder.name}", "", *([SUPERSEDED[folder.name], ""] if folder.name in SUPERSEDED else []),
+            "", f"## {folder.name}", "", *([NOTES[folder.name], ""] if folder.name in NOTES else []),
             f"Commit `{made['commit'][:7]}`, {machine['cpu']}, one core per run, shared with other work, so that "
             "minutes mean little; "
             f"[results.json]({where}/results.json) holds the curves and the options of every run.",
