@@ -178,3 +178,15 @@ def test_the_page_of_results_is_up_to_date_and_its_numbers_are_those_of_the_runs
             assert f"| {mean:,.{1 if abs(mean) < 100 else 0}f} ±" in text, f"{folder.name}: {env}"
         assert all(run["finished"] for run in results["runs"])
         assert min(run["seed"] for run in results["runs"]) > 32  # with none of which a preset was chosen
+
+
+def test_the_returns_in_the_readme_are_those_of_the_page_of_results() -> None:
+    section = (
+        (ROOT / "README.md").read_text().split("## Does it learn")[1].split("\n## ")[0].split("The native learner")[0]
+    )
+    page = (ROOT / "docs" / "results.md").read_text().split("\n## ")[0]
+    rows = re.findall(r"^\| (\S+-v5) \| (.*?) \| (.*?) ?\|$", section, re.MULTILINE)
+    told = [
+        (env, steps, value) for env, *cells in rows for steps, value in zip(("1M", "3M"), cells, strict=True) if value
+    ]
+    assert sorted(told) == sorted(re.findall(r"^\| (\S+-v5) \| (\dM) \| (.*?), 5 seeds ", page, re.MULTILINE))
