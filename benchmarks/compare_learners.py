@@ -25,6 +25,8 @@ import numpy as np
 TASKS = ("HalfCheetah-v5", "Hopper-v5")
 LEARNERS = ("native", "torch")
 PRESET = "sample"
+# What that preset had when the first runs were made; runs that are added to them have it too.
+RECIPE = {"num-steps": 32, "minibatch-size": 64, "norm-adv": "minibatch", "max-grad-norm": 0.5}
 # Two-sided 97.5 % quantiles of Student's t, by degrees of freedom: 2 n - 2 for n seeds of each learner, rounded down.
 T_975 = {2: 4.303, 4: 2.776, 8: 2.306, 18: 2.101, 28: 2.048, 38: 2.024, 58: 2.002, 78: 1.991, 98: 1.984, 126: 1.979}
 
@@ -64,7 +66,7 @@ def train(task: str, learner: str, seed: int, steps: int) -> dict[str, Any]:
         run = Path(folder) / "run"
         options = {
             "env": task, "preset": PRESET, "seed": seed, "total-timesteps": steps, "learner": learner, "actor": learner,
-            "eval-every": 0, "checkpoint-every": 0, "run-dir": run,
+            "eval-every": 0, "checkpoint-every": 0, "run-dir": run, **RECIPE,
         }  # fmt: skip
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         subprocess.run([sys.executable, "-m", "ppo_fast.train", *flags, "--quiet", "--log"], check=True)

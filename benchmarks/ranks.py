@@ -1,8 +1,8 @@
 """Time training by several processes of one machine against one, and what an exchange between them takes.
 
-python -m benchmarks.ranks --env Ant-v5 --ranks 1 2 4 --rounds 3 [--out FOLDER]
+python -m benchmarks.ranks --env Ant-v5 --ranks 1 2 4 --rounds 3
 
-Process number r of W has core r mod (cores of this machine) to itself as far as there are enough; the number of
+W processes share min(W, cores of this machine) cores, to which they are not pinned one by one. The number of
 environments, the rollout and the minibatches are per process, so that W processes do W times the work (weak scaling).
 Rounds take turns. Speeds leave out the first iterations. The last columns hold ``docs/scaling.md`` to the measurement:
 by how much an update by several processes took longer, and its t_talk from the measured exchanges.
@@ -142,6 +142,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=12, help="counted in each round")
     given = parser.parse_args()
+    if given.ranks[0] != 1:
+        parser.error("--ranks must begin with 1, which the others are compared with")
     result = measure(given.env, given.preset, given.ranks, given.rounds, given.iterations)
     print(table(result))
     print(write(result, "ranks.json", kind="ranks"))

@@ -74,9 +74,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "Ant-v5": {**_FAST, **_CALM},
         "Hopper-v5": _HOPPER,
         # Annealed over 3M steps, last tenth, seeds 31 and 32: 7.5k and 8.7k so; minibatches of 64 ended at 6.5k
-        # and 6.1k, with a KL stop at 7.0k, with half the rate at 7.1k (seed 31).
+        # and 6.1k, with a KL stop at 7.0k, with half the rate at 7.1k (seed 31). Seeds 51 to 55 had 7.1k so.
         "HalfCheetah-v5": {**_FAST, **_CALM},
-        # 3M steps: 5.6k, at 1M of them 4.6k (seed 31). Minibatches of 64 were not tried here.
+        # 3M steps, seeds 31 and 32: 5.6k and 5.0k; 4.6k and 5.5k (stopped at 2.5M) with Hopper's options. Minibatches
+        # of 64 were not tried here.
         "Walker2d-v5": {**_FAST, **_CALM},
         # Ten whole epochs go too far: 1M steps ended at 0.8k, 1.6k and 0.7k without the stop, at 5.5k, 2.4k and 5.7k
         # with it (seeds 11 to 13, docs/lineage.md; it did nothing on HalfCheetah and Ant, and harm on Hopper).
