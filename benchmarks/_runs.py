@@ -30,10 +30,15 @@ def keep(path: Path, module: Sequence[str], options: Mapping[str, Any], flags: S
         return
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        command = [sys.executable, "-m", *module, *given, "--run-dir", str(run), *flags, "--quiet", "--log"]
+        command = [sys.executable, "-m", *module, *as_flags(options), "--run-dir", str(run), *flags, "--quiet", "--log"]
         subprocess.run(command, check=True)
         write_atomic(path, (json.dumps({**about, **_read(run)}) + "\n").encode())
+
+
+def as_flags(options: Mapping[str, Any]) -> list[str]:
+    """Return options as on the command line; a tuple is several words."""
+    words = {name: value if isinstance(value, tuple) else (value,) for name, value in options.items()}
+    return [text for name, values in words.items() for text in (f"--{name}", *map(str, values))]
 
 
 def final(result: Mapping[str, Any]) -> float:

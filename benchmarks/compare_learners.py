@@ -22,11 +22,15 @@ from typing import Any
 
 import numpy as np
 
+from ._runs import as_flags
+
 TASKS = ("HalfCheetah-v5", "Hopper-v5")
 LEARNERS = ("native", "torch")
 PRESET = "sample"
 # What that preset had when the first runs were made; runs that are added to them have it too.
-RECIPE = {"num-steps": 32, "minibatch-size": 64, "norm-adv": "minibatch", "max-grad-norm": 0.5}
+RECIPE = {
+    "num-steps": 32, "minibatch-size": 64, "norm-adv": "minibatch", "max-grad-norm": 0.5, "hidden-sizes": (64, 64),
+}  # fmt: skip
 # Two-sided 97.5 % quantiles of Student's t, by degrees of freedom: 2 n - 2 for n seeds of each learner, rounded down.
 T_975 = {2: 4.303, 4: 2.776, 8: 2.306, 18: 2.101, 28: 2.048, 38: 2.024, 58: 2.002, 78: 1.991, 98: 1.984, 126: 1.979}
 
@@ -68,8 +72,8 @@ def train(task: str, learner: str, seed: int, steps: int) -> dict[str, Any]:
             "env": task, "preset": PRESET, "seed": seed, "total-timesteps": steps, "learner": learner, "actor": learner,
             "eval-every": 0, "checkpoint-every": 0, "run-dir": run, **RECIPE,
         }  # fmt: skip
-        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        subprocess.run([sys.executable, "-m", "ppo_fast.train", *flags, "--quiet", "--log"], check=True)
+        command = [sys.executable, "-m", "ppo_fast.train", *as_flags(options), "--quiet", "--log"]
+        subprocess.run(command, check=True)
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         evaluation = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
         info = json.loads((run / "run_info.json").read_text())

@@ -36,7 +36,7 @@ ALGOS: dict[str, list[str]] = {
 }
 COLORS = {"PPO": "#d1495b", "PPO, KL stop": "#edae49", "TRPO": "#00798c", "REINFORCE": "#7a8fa6"}
 # What the preset had when these runs were made, and no longer has on three of the tasks.
-THEN = {"num-steps": 32, "minibatch-size": 64, "max-grad-norm": 0.5}
+THEN = {"num-steps": 32, "minibatch-size": 64, "max-grad-norm": 0.5, "hidden-sizes": (64, 64)}
 CHANGED = ("Hopper-v5", "HalfCheetah-v5", "Humanoid-v5")
 SEEDS = (11, 12, 13)  # no preset was chosen on them
 STEPS, EVAL_EVERY = 1_000_000, 100_000
