@@ -47,10 +47,12 @@ NOTES = {
     "2026-11-28_v5_hopper": "An earlier preset: minibatches of 64 in rollouts of 32 steps, advantages scaled by "
     "minibatch, gradients bounded by 0.5. It led to trials on seeds 31 and 32, these to the present preset, and the "
     "same five seeds were run with that one.",
-    "2026-11-28_v5_running": "Walker2d's seed 51 was suspended for seven minutes, and HalfCheetah's shared its core.",
+    "2026-11-28_v5_running": "An earlier preset: networks of 64-64. Trials on seeds 27 to 32 led to the present one, "
+    "and the same five seeds were run with that. Walker2d's seed 51 was suspended for seven minutes, and "
+    "HalfCheetah's shared its core.",
 }
 # Tasks of a study whose preset was changed since: they stay out of the table beside others.
-SUPERSEDED = {"2026-11-28_v5_hopper": {"Hopper-v5"}}
+SUPERSEDED = {"2026-11-28_v5_hopper": {"Hopper-v5"}, "2026-11-28_v5_running": {"HalfCheetah-v5"}}
 
 
 def runs_of(folder: Path) -> list[RunScores]:

@@ -74,10 +74,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "Ant-v5": {**_FAST, **_CALM},
         "Hopper-v5": _HOPPER,
         # Annealed over 3M steps, last tenth. Seeds 28, 30 and 31: 8.6k, 8.0k and 7.7k so, 6.8k, 6.9k and 7.5k with
-        # layers of 64. With those: 9.0k, 8.7k and 8.7k on seeds 27, 29 and 32, but 7.1k in the mean of seeds 51 to 55;
-        # minibatches of 64 ended at 6.5k and 6.1k (31 and 32), at 7.1k with half the rate (31); on seed 28 a KL stop of
-        # 0.015 ended at 6.8k, ELU at 6.0k, a log-std of -0.5 at 5.4k and of -2 at 4.8k (stopped at 2.7M); first
-        # episodes of staggered length had 7.6k and 8.2k on seeds 28 and 31 and changed nothing on 27 and 29.
+        # layers of 64. With those: 9.0k, 8.7k and 8.7k on seeds 27, 29 and 32, but 7.1k in the mean of seeds 51 to 55
+        # (8.4k so); minibatches of 64 ended at 6.5k and 6.1k (31 and 32), at 7.1k with half the rate (31); on seed 28 a
+        # KL stop of 0.015 ended at 6.8k, ELU at 6.0k, a log-std of -0.5 at 5.4k and of -2 at 4.8k; first episodes of
+        # staggered length had 7.6k and 8.2k on seeds 28 and 31 and changed nothing on 27 and 29.
         "HalfCheetah-v5": {**_FAST, **_CALM, "hidden_sizes": (128, 128)},
         # 3M steps, seed 32: 5.8k so (until 2.8M), 5.0k with layers of 64; half a million steps in, 3.5k and 1.2k. With
         # those, 5.6k on seed 31, and 4.6k and 5.5k (stopped at 2.5M) with Hopper's options, but 4.4k in the mean of
