@@ -52,7 +52,7 @@ NOTES = {
     "HalfCheetah's shared its core.",
 }
 # Tasks of a study whose preset was changed since: they stay out of the table beside others.
-SUPERSEDED = {"2026-11-28_v5_hopper": {"Hopper-v5"}, "2026-11-28_v5_running": {"HalfCheetah-v5"}}
+SUPERSEDED = {"2026-11-28_v5_hopper": {"Hopper-v5"}, "2026-11-28_v5_running": {"HalfCheetah-v5", "Walker2d-v5"}}
 
 
 def runs_of(folder: Path) -> list[RunScores]:

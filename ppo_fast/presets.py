@@ -79,9 +79,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # KL stop of 0.015 ended at 6.8k, ELU at 6.0k, a log-std of -0.5 at 5.4k and of -2 at 4.8k; first episodes of
         # staggered length had 7.6k and 8.2k on seeds 28 and 31 and changed nothing on 27 and 29.
         "HalfCheetah-v5": {**_FAST, **_CALM, "hidden_sizes": (128, 128)},
-        # 3M steps, seed 32: 5.8k so (until 2.8M), 5.0k with layers of 64; half a million steps in, 3.5k and 1.2k. With
+        # 3M steps, last tenth, seed 32: 5.7k so, 5.0k with layers of 64; half a million steps in, 3.5k and 1.2k. With
         # those, 5.6k on seed 31, and 4.6k and 5.5k (stopped at 2.5M) with Hopper's options, but 4.4k in the mean of
-        # seeds 51 to 55. Minibatches of 64 were not tried here.
+        # seeds 51 to 55 (5.4k so). Minibatches of 64 were not tried here.
         "Walker2d-v5": {**_FAST, **_CALM, "hidden_sizes": (128, 128)},
         # Ten whole epochs go too far: with minibatches of 64, 1M steps ended at 0.8k, 1.6k and 0.7k without the stop,
         # at 5.5k, 2.4k and 5.7k with it (seeds 11 to 13, docs/lineage.md; it did nothing on HalfCheetah and Ant, and
