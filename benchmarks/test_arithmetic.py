@@ -14,6 +14,7 @@ from ppo_fast.models import ActorCritic
 from ._limit import Flops, Work, count, work
 from ._measure import Sample
 from ._recipes import FAST, RL_GAMES, SAMPLE, SAMPLE_EFFICIENT, WORK, describe, preset_sample_is, recipes
+from ._runs import as_flags, final
 from .report import Quantity, Report, Row, markdown, text
 
 
@@ -43,6 +44,19 @@ def test_an_env_step_is_acted_on_once_and_learned_from_in_every_epoch() -> None:
     cfg = Config(num_envs=4, num_steps=8, minibatch_size=16, update_epochs=3, hidden_sizes=(5, 7))
     model = ActorCritic(3, 2, (5, 7))
     assert work(model, cfg, threads=2, simd="avx2") == Work(242, 3 * (242 + 424), threads=2, simd="avx2")
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+def test_options_become_flags_that_the_command_line_reads_back() -> None:
+    options = {"env": "Ant-v5", "hidden-sizes": (256, 128), "learning-rate": 3e-4}
+    assert as_flags(options) == ["--env", "Ant-v5", "--hidden-sizes", "256", "128", "--learning-rate", "0.0003"]
+
+
+def test_a_kept_run_is_worth_the_mean_of_its_last_tenth() -> None:
+    """Of twenty evaluations the last two, 10 and 30; of three the last alone."""
+    evaluations = [[step, 0.0, 2.0] for step in range(18)] + [[18, 5.0, 15.0], [19, 20.0, 40.0]]
+    assert final({"evaluations": evaluations}) == 20.0
+    assert final({"evaluations": evaluations[-3:]}) == 30.0
 
 
 # --- limit and peak --------------------------------------------------------------------------------------------------
