@@ -71,8 +71,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "sample": {
         "*": _SAMPLE,
-        # Annealed over 3M steps, last tenth, seeds 31 and 32: 4.7k and 5.4k so, 4.8k and 4.5k with layers of 64, 4.2k and
-        # 4.3k with those and without the stop; wide without the stop went too far (a KL of 0.15), and stood at 2.5k
+        # Annealed over 3M steps, last tenth, seeds 31 and 32: 4.7k and 5.4k so, 4.8k and 4.5k with layers of 64, 4.2k
+        # and 4.3k with those and without the stop; wide without the stop went too far (a KL of 0.15), and stood at 2.5k
         # after 1.9M (seed 31). Minibatches of 64 need half the learning rate and reached 3.1k at 1M (one run).
         "Ant-v5": {**_FAST, **_CALM, "target_kl": 0.02, "hidden_sizes": (128, 128)},
         "Hopper-v5": _HOPPER,
