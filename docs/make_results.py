@@ -45,14 +45,20 @@ AT = (1e6, 3e6)
 # What is to be known of a study.
 NOTES = {
     "2026-11-28_v5_hopper": "An earlier preset: minibatches of 64 in rollouts of 32 steps, advantages scaled by "
-    "minibatch, gradients bounded by 0.5. It led to trials on seeds 31 and 32, these to the present preset, and the "
+    "minibatch, gradients bounded by 0.5. It led to trials on seeds 31 and 32, these to the next preset, and the "
     "same five seeds were run with that one.",
+    "2026-11-28_v5_hopper_batch": "An earlier preset: networks of 64-64. Trials on seeds 27 to 32 led to the present "
+    "one, which was run on five new seeds.",
     "2026-11-28_v5_running": "An earlier preset: networks of 64-64. Trials on seeds 27 to 32 led to the present one, "
     "and the same five seeds were run with that. Walker2d's seed 51 was suspended for seven minutes, and "
     "HalfCheetah's shared its core.",
 }
 # Tasks of a study whose preset was changed since: they stay out of the table beside others.
-SUPERSEDED = {"2026-11-28_v5_hopper": {"Hopper-v5"}, "2026-11-28_v5_running": {"HalfCheetah-v5", "Walker2d-v5"}}
+SUPERSEDED = {
+    "2026-11-28_v5_hopper": {"Hopper-v5"},
+    "2026-11-28_v5_hopper_batch": {"Hopper-v5"},
+    "2026-11-28_v5_running": {"HalfCheetah-v5", "Walker2d-v5"},
+}
 
 
 def runs_of(folder: Path) -> list[RunScores]:
@@ -104,9 +110,9 @@ def page(folders: list[Path]) -> str:
         "Its first states are the same in every evaluation of a run, others in another run; the final policy's",
         "score on Gymnasium is of 20 other ones. The score of a run is the mean of the last tenth of its",
         "evaluations up to that step. Rows at 1M of runs that went to 3M are the same runs: their learning rate is",
-        "annealed over 3M. Tasks that are not here yet wait for their five seeds. The command, at the commit that a",
-        "study names, with 1000000 for tasks that end at 1M:",
-        "`python -m ppo_fast.study --out FOLDER --envs TASK --first-seed 51 --seeds 5 -- "
+        "annealed over 3M. Tasks that are not here yet wait for their five seeds. The command, at the commit and from",
+        "the first of the seeds that a study names, with 1000000 for tasks that end at 1M:",
+        "`python -m ppo_fast.study --out FOLDER --envs TASK --first-seed FIRST --seeds 5 -- "
         "--preset sample --total-timesteps 3000000`",
         "",
         *beside_others(runs),
@@ -117,13 +123,15 @@ def page(folders: list[Path]) -> str:
         "policy's most likely actions reach.",
     ]
     for folder in folders:
-        made = next(iter(json.loads((folder / "results.json").read_text())["made"].values()))
+        results = json.loads((folder / "results.json").read_text())
+        made = next(iter(results["made"].values()))
+        seeds = sorted({run["seed"] for run in results["runs"]})
         where = f"../{folder.relative_to(DOCS.parent)}"
         machine = made["machine"]
         lines += [
             "", f"## {folder.name}", "", *([NOTES[folder.name], ""] if folder.name in NOTES else []),
-            f"Commit `{made['commit'][:7]}`, {machine['cpu']}, one core per run, shared with other work, so that "
-            "minutes mean little; "
+            f"Seeds {seeds[0]} to {seeds[-1]}, commit `{made['commit'][:7]}`, {machine['cpu']}, "
+            "one core per run, shared with other work, so that minutes mean little; "
             f"[results.json]({where}/results.json) holds the curves and the options of every run.",
             "", f"![curves]({where}/curves.png)", "", *(folder / "table.md").read_text().splitlines(),
         ]  # fmt: skip
