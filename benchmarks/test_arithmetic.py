@@ -47,7 +47,7 @@ def test_an_env_step_is_acted_on_once_and_learned_from_in_every_epoch() -> None:
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
-def test_options_become_flags_that_the_command_line_reads_back() -> None:
+def test_options_become_flags_and_a_tuple_several_words() -> None:
     options = {"env": "Ant-v5", "hidden-sizes": (256, 128), "learning-rate": 3e-4}
     assert as_flags(options) == ["--env", "Ant-v5", "--hidden-sizes", "256", "128", "--learning-rate", "0.0003"]
 
