@@ -89,7 +89,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "Walker2d-v5": {**_FAST, **_CALM, "hidden_sizes": (128, 128)},
         # Ten whole epochs go too far: with minibatches of 64, 1M steps ended at 0.8k, 1.6k and 0.7k without the stop,
         # at 5.5k, 2.4k and 5.7k with it (seeds 11 to 13, docs/lineage.md; at 1M and 64 wide it did nothing on
-        # HalfCheetah and Ant, and harm on Hopper). With minibatches of 256 and the stop, 5.3k and 5.5k on seeds 12 and 13.
+        # HalfCheetah and Ant, and harm on Hopper). With minibatches of 256 and it, 5.3k and 5.5k on seeds 12 and 13.
         "Humanoid-v5": {**_FAST, "target_kl": 0.02},
         "Swimmer-v5": _SWIMMER,
         "Reacher-v5": _REACHER,
