@@ -173,7 +173,7 @@ def test_the_page_of_results_is_up_to_date_and_its_numbers_are_those_of_the_runs
             tenth = run["means"][-max(1, round(len(run["means"]) / 10)) :]
             last.setdefault(run["env"], []).append(sum(tenth) / len(tenth))
         for env, scores in last.items():
-            assert len(scores) >= 5, f"{folder.name}: {env}"
+            assert len(scores) >= (3 if results["runs"][0]["total_timesteps"] == 10**7 else 5), f"{folder.name}: {env}"
             mean = sum(scores) / len(scores)
             assert f"| {mean:,.{1 if abs(mean) < 100 else 0}f} ±" in text, f"{folder.name}: {env}"
         assert all(run["finished"] for run in results["runs"])
@@ -189,4 +189,4 @@ def test_the_returns_in_the_readme_are_those_of_the_page_of_results() -> None:
     told = [
         (env, steps, value) for env, *cells in rows for steps, value in zip(("1M", "3M"), cells, strict=True) if value
     ]
-    assert sorted(told) == sorted(re.findall(r"^\| (\S+-v5) \| (\dM) \| (.*?), 5 seeds ", page, re.MULTILINE))
+    assert sorted(told) == sorted(re.findall(r"^\| (\S+-v5) \| (\dM) \| sample \| (.*?), 5 seeds ", page, re.MULTILINE))
