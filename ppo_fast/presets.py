@@ -55,9 +55,10 @@ _DOUBLE_PENDULUM: dict[str, Any] = {"norm_obs": False, "num_steps": 64, "minibat
 # rate 2.6k, with an entropy bonus as well 3.0k; with a gamma of 0.995 it stood still. On HalfCheetah it was no better.
 # On seeds 51 to 55 that ended at 2.7k with layers of 64 (with minibatches of 64, at 2.5k), one seed falling at the end.
 # Layers of 128: 3.6k, 3.6k, 3.7k, 3.4k, 3.4k and 3.5k on seeds 27 to 32, without a fall in the last million steps;
-# on 56 to 60 3.3k, one of them falling at the end. Longer lambdas gain early and lose late: on seeds 27 to 32 0.95, 0.97
-# and 0.98 had 2.4k, 2.9k and 3.0k at 1M, and 3.5k, 3.2k and 3.3k at 3M, where with each of the longer ones a fast gait of
-# one seed fell every 400 steps. A gamma of 0.995 hops slowly and stays up: 3.2k on 31, with lambda 0.97 2.7k.
+# on 56 to 60 3.3k, one of them falling at the end. Longer lambdas gain early and lose late: on seeds 27 to 32 0.95,
+# 0.97 and 0.98 had 2.4k, 2.9k and 3.0k at 1M, and 3.5k, 3.2k and 3.3k at 3M, where with each of the longer ones a fast
+# gait of one seed fell every 400 steps. A gamma of 0.995 hops slowly and stays up: 3.2k on seed 31; with lambda 0.97
+# 2.7k there and 3.3k on 30.
 _HOPPER: dict[str, Any] = {**_FAST, "norm_adv": "batch", "max_grad_norm": 100.0, "hidden_sizes": (128, 128)}
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
