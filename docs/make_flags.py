@@ -48,6 +48,13 @@ def shown(value: object) -> str:
     return f"`{value}`" if value not in ("", None, {}) else "none"
 
 
+def given(option: str, value: object) -> str:
+    """Return an option with its value as they are written on a command line."""
+    if isinstance(value, bool):
+        return flag(option if value else f"no_{option}")
+    return f"{flag(option)[:-1]} {shown(value)[1:]}"
+
+
 def escaped(text: str) -> str:
     """Return text that means the same in a cell of a Markdown table."""
     return text.replace("|", "/").replace("<", "&lt;")
@@ -81,7 +88,7 @@ def page() -> str:
     tables = {**presets.PRESETS, **{f"--algo {algo}, any preset": table for algo, table in presets.OTHERS.items()}}
     for name, tasks in tables.items():
         for task, chosen in tasks.items():
-            text = ", ".join(f"{flag(option)[:-1]} {shown(value)[1:]}" for option, value in chosen.items())
+            text = ", ".join(given(option, value) for option, value in chosen.items())
             lines.append(f"| {name} | {'every task' if task == '*' else task} | {text} |")
     return "\n".join(lines) + "\n"
 

@@ -31,7 +31,7 @@ class Config:
     algo: Literal["ppo", "trpo", "reinforce"] = "ppo"
     """what turns a rollout into an update; an option of another algorithm is an error"""
     preset: Literal["fast", "sample"] = "fast"
-    """fast: least wall-clock to a good policy; sample: best return at 1M steps"""
+    """fast: least wall-clock to a good policy; sample: best return at 1M to 3M steps"""
     total_timesteps: int = 1_000_000
     """real environment steps to train for (reset rows are not counted)"""
     seed: int = 1
@@ -47,7 +47,7 @@ class Config:
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     """keyword arguments of the environment, which Gymnasium then steps"""
     env_backend: Literal["auto", "envpool", "gymnasium"] = "auto"
-    """what steps the environments; auto: EnvPool where it has the task, else Gymnasium"""
+    """what steps the environments; auto: EnvPool for MuJoCo's tasks and what only it has, else Gymnasium"""
     env_threads: int = 0
     """EnvPool worker threads; 0: as many as this process may use"""
     vectorization: Literal["sync", "async"] = "sync"
