@@ -48,6 +48,9 @@ def _plot(options: PlotOptions) -> None:
             raise ConfigError(f"{name} must be a path that ends in {suffix}, in a directory that exists, got {path!r}")
     if not options.runs:
         raise ConfigError("name at least one run directory")
+    places = [Path(path).resolve() for path in options.runs]
+    if twice := [path for path, place in zip(options.runs, places, strict=True) if places.count(place) > 1]:
+        raise ConfigError(f"{twice[0]} is named more than once")
     alone = len(options.runs) == 1
     runs = [scores.read_run(Path(path)) for path in options.runs] if out or not alone else []
     empty = [str(run.path) for run in runs if not run.means.size]

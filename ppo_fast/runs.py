@@ -24,6 +24,9 @@ OWN = ("env", "seed", "run_dir", "resume", "eval_every")  # set by who starts th
 EVAL_EVERY, LONG, EVAL_EVERY_LONG = 50_000, 3_000_000, 250_000
 
 
+_PROTOCOL = {"eval_every", "eval_episodes"}  # of these a run does not depend, but its score
+
+
 def options_of(env: str, extra: Sequence[str], eval_every: int, *, whose: str, prog: str) -> dict[str, Any]:
     """Return the options of a run of ``env`` with the flags ``extra``, evaluated by the protocol.
 
@@ -54,7 +57,7 @@ def options_of(env: str, extra: Sequence[str], eval_every: int, *, whose: str, p
 
 def what_scores_depend_on(options: Mapping[str, Any], *, but: Container[str]) -> dict[str, Any]:
     """Return the options that a training or its evaluation depends on, as JSON has them, without those in ``but``."""
-    left_out = {*NO_EFFECT, *foreign(options["algo"])} - {"eval_every", "eval_episodes"}
+    left_out = {*NO_EFFECT, *foreign(options["algo"])} - _PROTOCOL
     return {name: as_json(value) for name, value in options.items() if name not in left_out and name not in but}
 
 
@@ -76,9 +79,22 @@ def check_same(path: Path, cfg: Config) -> None:
         made = json.loads((path / "config.json").read_bytes())
     except (OSError, ValueError):
         return  # no run yet; a damaged one is the trainer's to refuse
+    if found := difference(made, cfg, but={"total_timesteps"}):
+        raise ConfigError(f"{path} was made with {found}: take another --out")
+
+
+def difference(made: Mapping[str, Any], cfg: Config, *, but: Container[str] = ()) -> str:
+    """Return in words an option in which the scores of ``cfg`` depend on another value than those of ``made`` did.
+
+    Args:
+        made: options as a run's ``config.json`` has them; one that it does not have, because it is older, may differ.
+        cfg: the options that are asked for.
+        but: options that may differ.
+    """
     for name, value in cfg.to_dict().items():
-        if name not in NO_EFFECT | {"total_timesteps"} and name in made and made[name] != value:
-            raise ConfigError(f"{path} was made with {name} {made[name]!r}, not {value!r}: take another --out")
+        if name not in NO_EFFECT - _PROTOCOL and name not in but and name in made and made[name] != value:
+            return f"{name} {made[name]!r}, not {value!r}"
+    return ""
 
 
 def is_finished(path: Path, cfg: Config) -> bool:

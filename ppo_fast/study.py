@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppo_fast.errors import ConfigError, EnvError, PPOFastError
+from ppo_fast.errors import CheckpointError, ConfigError, EnvError, PPOFastError
 from ppo_fast.pool import Job, Pool
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def _runs(options: StudyOptions, extra: list[str]) -> list[Run]:
             raise ConfigError(f"{name} must be at least {least}, got {getattr(options, name)}")
     if not options.envs:
         raise ConfigError("envs must name at least one environment")
+    if twice := sorted({env for env in options.envs if options.envs.count(env) > 1}):
+        raise ConfigError(f"envs names {', '.join(twice)} more than once")
     wanted = {
         env: Config(**options_of(env, extra, options.eval_every, whose="study", prog=PROG)) for env in options.envs
     }
@@ -163,7 +165,8 @@ class Study:
         from ppo_fast.plotting import draw_runs
         from ppo_fast.report.compare import compare_page
 
-        runs = [scores.read_run(run.path) for run in self.runs if (run.path / "config.json").exists()]
+        # Its run_info.json is the last that a run writes before it begins.
+        runs = [scores.read_run(run.path) for run in self.runs if (run.path / "run_info.json").exists()]
         results = {"runs": scores.to_json(runs), "made": {run.path.name: _made(run.path) for run in runs}}
         files.write_atomic(self.out / "results.json", files.to_json(results))
         files.write_atomic(self.out / "table.md", ("\n".join(scores.table(runs, self.options.at)) + "\n").encode())
@@ -175,22 +178,37 @@ class Study:
 
 
 def _on_gymnasium(options: StudyOptions, run: Run) -> None:
-    """Evaluate the final policy on Gymnasium's environments too, unless that has been done, and keep what came out."""
-    from ppo_fast import envs, evaluation, files, scores
+    """Evaluate the final policy on Gymnasium's environments too, unless that has been done, and keep what came out.
 
-    path = run.path / scores.ON_GYMNASIUM
-    if path.exists() or not options.gymnasium_episodes:
+    Raises:
+        CheckpointError: the run's newest good checkpoint is not of its last evaluation.
+    """
+    from ppo_fast import checkpoint, envs, evaluation, files, scores
+
+    path, last = run.path / scores.ON_GYMNASIUM, int(scores.read_run(run.path).steps[-1])
+    if not options.gymnasium_episodes or _is_kept(path, last, options.gymnasium_episodes):
         return
     env, seed = run.cfg.env, run.cfg.seed
     try:
         envs.spec(env, "gymnasium", run.cfg.env_kwargs)
     except EnvError:
         return  # one of EnvPool's own
+    saved = checkpoint.locate(run.path)
+    if (steps := saved.state.get("env_steps")) != last:
+        raise CheckpointError(f"its newest good checkpoint is of step {steps}, its last evaluation of {last}")
     stats = evaluation.evaluate(
-        evaluation.load_policy(run.path), env, episodes=options.gymnasium_episodes, seed=seed, backend="gymnasium"
+        evaluation.policy_from(saved), env, episodes=options.gymnasium_episodes, seed=seed, backend="gymnasium"
     )
-    kept = {"returns": stats.returns.tolist(), "lengths": stats.lengths.tolist()}
+    kept = {"env_steps": last, "returns": stats.returns.tolist(), "lengths": stats.lengths.tolist()}
     files.write_atomic(path, files.to_json(kept))
+
+
+def _is_kept(path: Path, env_steps: int, episodes: int) -> bool:
+    """Return whether ``path`` tells of so many episodes of the policy after so many steps."""
+    if not path.exists():
+        return False
+    kept = json.loads(path.read_bytes())
+    return bool(kept.get("env_steps") == env_steps and len(kept["returns"]) == episodes)
 
 
 def _made(path: Path) -> dict[str, object]:

@@ -102,7 +102,7 @@ class Sweep:
         about |= {"search": sorted(options.search), "seeds": options.seeds, "first_seed": options.first_seed}
         self.trials = Trials(self.out, self.space, about, options.sweep_seed)
         self.mine: list[Trial] = []
-        self.failed_in_a_row = self.refused_in_a_row = 0
+        self.failed_in_a_row, self.refused_in_a_row, self.why_refused = 0, 0, ""
 
     def run(self) -> int:
         """Make trials until there are enough, say what was found; return the exit code."""
@@ -151,7 +151,6 @@ class Sweep:
         """Take a trial up, or begin one that is allowed; None if there are enough."""
         from ppo_fast.search import to_flags
 
-        why = ""
         while self.refused_in_a_row < REFUSED_IN_A_ROW:
             if (claim := self.trials.claim(self.options.trials)) is None:
                 return None
@@ -160,18 +159,22 @@ class Sweep:
             try:
                 trial = self._trial(claim)
             except ConfigError as err:
-                why = str(err)
-                self.refused_in_a_row += 1
-                self.trials.refused(claim, why)
+                self._refuse(claim, str(err))
                 claim.lock.release()
-                print(f"trial {claim.number}: not allowed: {why}", flush=True)
+                print(f"trial {claim.number}: not allowed: {err}", flush=True)
                 continue
             if trial.waiting:
                 self.mine.append(trial)
                 return trial
             self._complete(trial)  # whose process ended just before it could say so
         self._write()
-        raise ConfigError(f"search: {REFUSED_IN_A_ROW} proposals in a row were not allowed, the last because {why}")
+        raise ConfigError(
+            f"search: {REFUSED_IN_A_ROW} proposals in a row were not allowed, the last because {self.why_refused}"
+        )
+
+    def _refuse(self, claim: Claim, why: str) -> None:
+        self.refused_in_a_row, self.why_refused = self.refused_in_a_row + 1, why
+        self.trials.refused(claim, why)
 
     def _trial(self, claim: Claim) -> Trial:
         from ppo_fast.runs import command, is_finished
@@ -223,8 +226,7 @@ class Sweep:
         why = f"{run.name}, exit code {code}: {lines[-1]}"
         if code == ConfigError.exit_code and not (run.path / "evaluations.jsonl").exists():
             why = lines[-1]  # what can be known only where it runs, as that there is no GPU
-            self.refused_in_a_row += 1
-            self.trials.refused(trial.claim, why)
+            self._refuse(trial.claim, why)
             self._over(trial, f"not allowed: {why}")
             return
         if code == NonFiniteError.exit_code and (run.path / "nonfinite.json").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -54,10 +55,14 @@ def best_toml(best: Record, cfg: Config) -> str:
     for name, value in asdict(cfg).items():
         if name in _OF_THE_RUN or value == of_task[name]:
             continue
+        flag = f"--{name.replace('_', '-')}"
         if value is None:
-            lines.append(f"# {name} must be unset, for which TOML has no word: add --{name.replace('_', '-')} None")
-        else:
+            lines.append(f"# {name} must be unset, for which TOML has no word: add {flag} None")
+            continue
+        try:
             lines.append(f"{name} = {files.to_toml(value)}")
+        except TypeError:  # None within
+            lines.append(f"# {name} is {json.dumps(value)}, for which TOML has no word: say so with {flag}")
     return "\n".join(lines) + "\n"
 
 

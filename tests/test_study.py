@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,14 +80,24 @@ def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(
     assert "2 runs, 2 finished" in again.out
     assert "started" not in again.out
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    other = call(study.main, capsys, *command[1:], "--gamma", "0.5")
-    assert other.code == 2
-    assert "was made with gamma 0.99, not 0.5: take another --out" in other.err
+    for option, value, was in (("gamma", "0.5", "0.99"), ("eval-episodes", "3", "2")):
+        other = call(study.main, capsys, *command[1:], f"--{option}", value)
+        assert other.code == 2
+        assert f"was made with {option.replace('-', '_')} {was}, not {value}: take another --out" in other.err
+    more = ["3" if before == "--gymnasium-episodes" else word for before, word in pairwise(command)]
+    assert call(study.main, capsys, *more).code == 0
+    kept_now = [json.loads((out / f"{ENV}-seed{seed}" / "gymnasium.json").read_text()) for seed in (4, 5)]
+    assert [len(each["returns"]) for each in kept_now] == [3, 3]
     longer = call(
         study.main, capsys, *command[1:], "--total-timesteps", "900"
     )  # finished runs go on, if more is asked for
     assert longer.out.count("finished Inv") == 2, longer.err
     assert all(path.stat().st_mtime_ns != at for path, at in before.items())
+    shutil.rmtree(max((out / f"{ENV}-seed4" / "checkpoints").iterdir()))  # that of the last evaluation
+    (out / f"{ENV}-seed4" / "gymnasium.json").unlink()
+    lost = call(study.main, capsys, *command[1:], "--total-timesteps", "900")
+    assert lost.code == 1
+    assert f"FAILED   {ENV}-seed4, on Gymnasium: its newest good checkpoint is of step " in lost.out
     picture = call(plot.main, capsys, *map(str, sorted(out.glob("*-seed*"))), "--out", "p.png")
     assert picture.code == 0, picture.err
     assert "| 2 |" in picture.out
@@ -160,6 +172,7 @@ def test_long_runs_are_evaluated_less_often(steps: str, every: int) -> None:
         ("--out s --cores-per-run 0", "cores_per_run must be from 1 to "),
         ("--out s --cores-per-run 99999", "cores_per_run must be from 1 to "),
         ("--out s --envs", "envs must name at least one environment"),
+        ("--out s --envs Ant-v5 Hopper-v5 Ant-v5", "envs names Ant-v5 more than once"),
         ("--out s --envs Hoper-v5", "unknown environment 'Hoper-v5'"),
         ("--out s -- --seed 3", "--seed is the study's to set, and cannot follow --"),
         ("--out s -- --run_dir=x", "--run-dir is the study's to set, and cannot follow --"),
@@ -187,6 +200,7 @@ def test_bad_input_is_one_line_before_anything_is_made(
     [
         ("", "name at least one run directory"),
         ("missing", "missing is not the directory of a run"),
+        ("missing missing", "missing is named more than once"),
         ("missing --out x.jpg", "out must be a path that ends in .png"),
         ("missing --out no/x.png", "in a directory that exists"),
     ],

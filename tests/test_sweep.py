@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -171,6 +172,16 @@ def test_what_only_the_run_can_refuse_is_not_allowed_and_not_a_failure(play: Pla
     assert done.code == 0, done.err
     assert "trial 3: not allowed: what it was refused for" in done.out
     assert [each["ending"] for each in results()] == [*["not allowed"] * 4, "completed", "completed"]
+
+
+def test_the_last_reason_is_told_when_nothing_is_allowed(
+    play: Play, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(otherwise={"do": "refuse"})
+    monkeypatch.setattr(sweep, "REFUSED_IN_A_ROW", 3)
+    done = run("--trials", "9")
+    assert done.code == 2
+    assert "3 proposals in a row were not allowed, the last because what it was refused for" in done.err
 
 
 def test_fixed_options_that_nothing_goes_with_are_found_before_anything_is_made(run: Callable[..., Outcome]) -> None:
@@ -377,6 +388,8 @@ def test_what_toml_cannot_say_is_not_left_out_in_silence(tmp_path: Path) -> None
     text = best_toml(record, cfg)
     assert text.startswith("# Trial 7: 12.5, the interquartile mean of 2 seeds.\n")
     assert "# target_kl must be unset, for which TOML has no word: add --target-kl None\n" in text
+    endless = dataclasses.replace(cfg, env_kwargs={"max_episode_steps": None})
+    assert '# env_kwargs is {"max_episode_steps": null}, for which TOML has no word' in best_toml(record, endless)
     (tmp_path / "best.toml").write_text(text)
     assert (
         parse_config(["--config", str(tmp_path / "best.toml"), "--target-kl", "None"], prog="", description="") == cfg
