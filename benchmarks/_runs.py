@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ppo_fast.cli import parse_config
 from ppo_fast.files import write_atomic
+from ppo_fast.runs import difference
 from ppo_fast.scores import LAST_SHARE
 
 
@@ -25,14 +27,27 @@ def keep(path: Path, module: Sequence[str], options: Mapping[str, Any], flags: S
         options: of the run; it gets a directory of its own, which is not kept.
         flags: more of them, as on the command line.
         about: what else the file says.
+
+    Raises:
+        SystemExit: ``path`` tells of a run with other options.
+        CalledProcessError: the run failed.
     """
+    flags = [*as_flags(options), *flags]
     if path.exists():
+        require_same(path, flags)
         return
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [sys.executable, "-m", *module, *as_flags(options), "--run-dir", str(run), *flags, "--quiet", "--log"]
+        command = [sys.executable, "-m", *module, *flags, "--run-dir", str(run), "--quiet", "--log"]
         subprocess.run(command, check=True)
         write_atomic(path, (json.dumps({**about, **_read(run)}) + "\n").encode())
+
+
+def require_same(path: Path, flags: Sequence[str]) -> None:
+    """Raise ``SystemExit`` unless ``path`` tells of a run with the options that ``flags`` make."""
+    cfg = parse_config(flags, prog="", description="")
+    if found := difference(json.loads(path.read_text())["config"], cfg):
+        raise SystemExit(f"{path} is of a run with {found}; take another folder")
 
 
 def as_flags(options: Mapping[str, Any]) -> list[str]:

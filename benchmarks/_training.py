@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ppo_fast import native
-from ppo_fast.config import Config
+from ppo_fast.config import DEFAULTS, Config
 from ppo_fast.learners.ppo_base import PPOLearner
 from ppo_fast.reference.ppo import PPO, Settings
 from ppo_fast.rollout import Worker, make_worker
@@ -91,6 +91,19 @@ class _Rows:
     def close(self) -> None: ...
 
 
+# Options with an effect on the numbers that the reference has as they are built in.
+_NOT_THE_REFERENCES = (
+    "norm_adv", "clip_vloss", "adam_eps", "norm_obs", "clip_obs", "norm_reward", "clip_reward", "precision", "overlap",
+)  # fmt: skip
+
+
 def reference_settings(cfg: Config) -> Settings:
-    """Return the options that the reference shares with the trainer."""
+    """Return the options that the reference shares with the trainer.
+
+    Raises:
+        ValueError: another one, which the reference does not have, is not built-in.
+    """
+    for name in _NOT_THE_REFERENCES:
+        if getattr(cfg, name) != DEFAULTS[name]:
+            raise ValueError(f"the reference knows {name} {DEFAULTS[name]!r} alone, got {getattr(cfg, name)!r}")
     return Settings(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(Settings)})

@@ -29,16 +29,20 @@ from ._training import reference_settings
 
 TASK, SEEDS = "Hopper-v5", (51, 52, 53)
 STEPS, EVAL_EVERY, EPISODES = 1_000_000, 50_000, 20
+# The preset's but for what the reference does not have: it scales advantages by minibatch.
+OPTIONS: dict[str, Any] = {"preset": "sample", "norm_adv": "minibatch", "max_grad_norm": 0.5}
 COLORS = {"reference": "#7a8fa6", "fast": "#d1495b"}
 
 
 def train_reference(path: Path, seed: int, steps: int = STEPS, every: int = EVAL_EVERY, **options: Any) -> None:
     """Train the reference, unless it has been done, and write the same facts of it as are kept of a fast run."""
+    settings = reference_settings(presets.resolve(env=TASK, seed=seed, total_timesteps=steps, **OPTIONS, **options))
     if path.exists():
+        if json.loads(path.read_text())["config"] != json.loads(json.dumps(dataclasses.asdict(settings))):
+            raise SystemExit(f"{path} is of a run with other options; take another folder")
         return
     torch.set_num_threads(1)  # its command line does the same
-    cfg = presets.resolve(env=TASK, preset="sample", seed=seed, total_timesteps=steps, **options)
-    trainer = PPO(reference_settings(cfg))
+    trainer = PPO(settings)
     evaluations: list[list[float]] = []
     evaluated_s: list[float] = []
     evaluating, last = 0.0, {}
@@ -55,7 +59,7 @@ def train_reference(path: Path, seed: int, steps: int = STEPS, every: int = EVAL
     trainer.run(report)
     kept = {
         "who": "reference", "seed": seed, "wall_s": last["wall_s"], "evaluations": evaluations,
-        "evaluated_s": evaluated_s, "last": last, "config": dataclasses.asdict(trainer.settings),
+        "evaluated_s": evaluated_s, "last": last, "config": dataclasses.asdict(settings),
     }  # fmt: skip
     write_atomic(path, (json.dumps(kept) + "\n").encode())
 
@@ -63,8 +67,8 @@ def train_reference(path: Path, seed: int, steps: int = STEPS, every: int = EVAL
 def train_fast(path: Path, seed: int) -> None:
     """Train with the fast path, unless it has been done."""
     options = {
-        "env": TASK, "preset": "sample", "seed": seed, "total-timesteps": STEPS, "eval-every": EVAL_EVERY,
-        "eval-episodes": EPISODES, "checkpoint-every": 0,
+        "env": TASK, "seed": seed, "total-timesteps": STEPS, "eval-every": EVAL_EVERY, "eval-episodes": EPISODES,
+        "checkpoint-every": 0, **{name.replace("_", "-"): value for name, value in OPTIONS.items()},
     }  # fmt: skip
     keep(path, ["ppo_fast.train"], options, [], who="fast", seed=seed)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from ppo_fast import presets
+from ppo_fast.cli import parse_config
 from ppo_fast.reference.advantage import gae
 from ppo_fast.trainer import Trainer
 
@@ -112,3 +115,40 @@ def test_the_table_tells_the_gain_and_its_interval() -> None:
     first, second = ablations.table(results)[2:]
     assert "102 ± 1 | 101 | - | 101, 102, 103" in first
     assert "202 ± 1 | 201 | +100 (+9" in second
+
+
+def test_the_kl_stop_is_the_one_thing_that_differs_on_every_task() -> None:
+    stop = next(variant for name, variant in ablations.VARIANTS.items() if name.startswith("KL stop"))
+    for task in ablations.TASKS:
+        flags = ["--env", task, "--preset", "sample", *stop.flags_on(task)]
+        base, changed = presets.resolve(env=task, preset="sample"), parse_config(flags, prog="", description="")
+        assert {name for name, value in changed.to_dict().items() if value != base.to_dict()[name]} == {"target_kl"}
+
+
+def test_a_variant_that_diverges_does_not_keep_the_others_from_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+
+    def keep(path: Path, *_: object, **about: object) -> None:
+        made.append(about["seed"])
+        if about["seed"] == 1:
+            raise subprocess.CalledProcessError(1, "train")
+
+    monkeypatch.setattr(ablations, "keep", keep)
+    args = [
+        "ablations",
+        "--out",
+        str(tmp_path),
+        "--tasks",
+        "Ant-v5",
+        "--variants",
+        "preset sample",
+        "--seeds",
+        "1",
+        "2",
+    ]
+    monkeypatch.setattr("sys.argv", args)
+    assert ablations.main() == 1
+    assert made == [1, 2]
+    assert "Ant-v5_preset_sample_seed1: " in capsys.readouterr().err

@@ -144,18 +144,19 @@ def test_a_race_ends_at_the_mark_at_the_bound_or_with_the_budget() -> None:
     assert seconds(102_000, 1e9, 10**9) == [52, 102, 152]
     assert seconds(102_001, 1e9, 10**9) == [52, 102, 152, 202]
     assert seconds(1e9, 100, 10**9) == [52, 102]
-    assert seconds(1e9, 1e9, 60_000) == [52, 102]
+    assert seconds(1e9, 1e9, 102_001) == [52, 102]
+    assert seconds(1e9, 1e9, 102_000) == [52]  # a trainer that has had all its steps is done, and would not answer
 
 
 def test_the_table_of_the_race_counts_a_bound_as_such() -> None:
-    def result(trainer: str, seed: int, level: float) -> dict[str, Any]:
+    def result(trainer: str, seed: int, level: float, bound: float = 50.0) -> dict[str, Any]:
         rows = [[50_000 * i, 10.0 * i, level * i] for i in range(1, 6)]
         if trainer == OURS:
             kept = {"evaluations": [[n, r] for n, _, r in rows], "evaluated_s": [s for _, s, _ in rows]}
         else:
             kept = {
                 "evaluations": [{"env_steps": n, "seconds": s, "returns": [r]} for n, s, r in rows],
-                "bound_s": 300.0,
+                "bound_s": bound,
             }
         return {"trainer": trainer, "env": "Hopper-v5", "seed": seed, **kept}
 
@@ -163,7 +164,9 @@ def test_the_table_of_the_race_counts_a_bound_as_such() -> None:
     theirs = [result(PEERS[0], 1, 1000.0), result(PEERS[0], 2, 10.0), result(PEERS[0], 3, 10.0)]
     lines = race.table([*ours, *theirs])
     assert "| Hopper-v5 | 3,000 | ppo_fast | 30, 30, 30 | 30 | - |" in lines
-    assert f"| Hopper-v5 | 3,000 | {PEERS[0]} | 40, not in 300, not in 300 | > 300 | < 0.10 |" in lines
+    assert f"| Hopper-v5 | 3,000 | {PEERS[0]} | 40, not in 50, not in 50 | > 50 | < 0.60 |" in lines
+    theirs[1:] = [result(PEERS[0], seed, 10.0, bound=300.0) for seed in (2, 3)]  # whose steps ended after 50 s
+    assert race.table([*ours, *theirs]) == lines
 
 
 # --- our own side ----------------------------------------------------------------------------------------------------
