@@ -37,11 +37,9 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    from rich.console import Console
-
     from ppo_fast.cli import parse_config
     from ppo_fast.distributed import connect
-    from ppo_fast.sinks.console import ConsoleSink
+    from ppo_fast.sinks.console import ConsoleSink, LastingConsole
     from ppo_fast.sinks.live import LiveSink, can_be_live
     from ppo_fast.sinks.symptoms import SymptomSink
     from ppo_fast.trainer import Trainer
@@ -50,7 +48,7 @@ def _train(argv: list[str]) -> int:
     peers = connect()
     # The file is named, so that the console goes on to write there when the live view replaces sys.stdout. The first of
     # several processes speaks for all.
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=peers.rank > 0)
+    console = LastingConsole(file=sys.stdout, highlight=False, soft_wrap=True, quiet=peers.rank > 0)
 
     def write(line: str) -> None:
         if not cfg.quiet:
@@ -127,7 +125,8 @@ def _leave(number: int, _: object) -> NoReturn:
 
 
 def _say(line: str) -> None:
-    os.write(2, f"\n{line}\n".encode())  # not print, which a signal may find in the midst of its work
+    with contextlib.suppress(OSError):  # as in a pipeline that the same Ctrl-C has ended
+        os.write(2, f"\n{line}\n".encode())  # not print, which a signal may find in the midst of its work
 
 
 def title(trainer: Trainer) -> str:

@@ -193,6 +193,34 @@ def test_the_command_that_a_stopped_run_prints_goes_on_with_it(tmp_path: Path) -
     assert training.jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["env_steps"] >= 8000
 
 
+def test_ctrl_c_saves_although_it_has_ended_the_reader_too(tmp_path: Path) -> None:
+    """As in ``train 2>&1 | tee log``, where a terminal sends it to both."""
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for(run, 2, process)
+    for pipe in (process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 128 + signal.SIGINT
+    last = training.jsonl(run / "metrics.jsonl")[-1]["env_steps"]
+    assert checkpoint.load_newest(run / "checkpoints").state["env_steps"] == last < STEPS
+
+
+def test_a_run_outlives_who_reads_its_output(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    loud = [word for word in command(run, steps=4000) if word != "--quiet"]
+    process = subprocess.Popen(loud, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("ppo_fast:")
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert err.count("nobody reads the output any more; the run goes on") == 1
+    assert training.jsonl(run / "evaluations.jsonl")[-1]["env_steps"] >= 4000
+
+
 @pytest.mark.parametrize(("number", "pause"), [(signal.SIGTERM, 3.3), (signal.SIGINT, 0.3)])
 def test_a_second_signal_leaves_at_once(tmp_path: Path, number: signal.Signals, pause: float) -> None:
     run = tmp_path / "run"
