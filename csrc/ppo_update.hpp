@@ -80,10 +80,10 @@ inline void lane_gradient(State& s, const Rows& rows, Task& task, std::size_t la
         }
         backward(model, net, w, task.grad, size, slice == slices.begin);
     }
-    if (gaussian) {  // the padding of the gradient stays 0
+    if (gaussian) {  // the padding of the gradient stays 0; of the entropy all is in the lane that has the first rows
         float* grad = task.grad + (model.log_std - net.begin);
         for (std::size_t i = 0; i < model.act_dim; ++i) {
-            grad[i] = w.log_std_grad[i] - (task.lane == 0 ? s.hyper.ent_coef : 0.0F);
+            grad[i] = w.log_std_grad[i] - (slices.begin == 0 ? s.hyper.ent_coef : 0.0F);
         }
     }
 }

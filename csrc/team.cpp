@@ -5,12 +5,19 @@
 namespace ppo_fast {
 
 Team::Team(std::size_t size) : size_(size), owner_(getpid()) {
-    for (std::size_t thread = 1; thread < size; ++thread) {
-        threads_.emplace_back([this, thread] { serve(thread); });
+    try {
+        for (std::size_t thread = 1; thread < size; ++thread) {
+            threads_.emplace_back([this, thread] { serve(thread); });
+        }
+    } catch (...) {  // no more threads are to be had here; those there are would end the process if they were left
+        close();
+        throw;
     }
 }
 
-Team::~Team() {
+Team::~Team() { close(); }
+
+void Team::close() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         closing_ = true;

@@ -23,7 +23,7 @@ SOURCES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorte
 
 # A module imports from lower levels or from its own folder, and from nothing else of the package.
 LEVELS = {
-    0: ["errors", "batch", "cpus", "files", "timing", "algos", "typecheck"],
+    0: ["apart", "errors", "batch", "cpus", "files", "timing", "algos", "typecheck"],
     1: ["config_rules", "keywords", "reference", "_core", "lock", "pool", "scores", "symptoms", "distributed"],
     2: ["config", "kernels", "nonfinite", "race"],
     3: ["presets", "search", "envs", "models", "normalizers", "sinks", "system", "checkpoint", "plotting"],

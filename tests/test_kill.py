@@ -207,6 +207,22 @@ def test_ctrl_c_saves_although_it_has_ended_the_reader_too(tmp_path: Path) -> No
     assert checkpoint.load_newest(run / "checkpoints").state["env_steps"] == last < STEPS
 
 
+def test_ctrl_c_does_not_reach_environments_in_processes_of_their_own(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ["--env-backend", "gymnasium", "--vectorization", "async", "--num-envs", "2", "--num-steps", "512"]
+    process = subprocess.Popen(
+        command(run, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        start_new_session=True,
+    )  # fmt: skip
+    wait_for(run, 2, process)
+    time.sleep(0.1)  # in the midst of a rollout
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, err
+    last = training.jsonl(run / "metrics.jsonl")[-1]["env_steps"]
+    assert checkpoint.load_newest(run / "checkpoints").state["env_steps"] == last < STEPS
+
+
 def test_a_run_outlives_who_reads_its_output(tmp_path: Path) -> None:
     run = tmp_path / "run"
     loud = [word for word in command(run, steps=4000) if word != "--quiet"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from ppo_fast.apart import make_apart
 from ppo_fast.envs.base import Bool, CheckedVectorEnv, EnvSpec, Float32
 from ppo_fast.envs.registry import registered_spec
 from ppo_fast.envs.spaces import parts_of, spec_from_spaces, write_flat
@@ -101,15 +103,16 @@ class GymnasiumVectorEnv(CheckedVectorEnv):
         env_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(gymnasium_spec(env_id, env_kwargs), num_envs)
-        makers = [_maker(env_id, env_kwargs)] * num_envs
+        maker = _maker(env_id, env_kwargs)
         try:
             self._envs: Any = (
                 AsyncVectorEnv(
-                    makers, shared_memory=True, copy=False, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP
+                    [functools.partial(make_apart, maker, os.getpid())] * num_envs,
+                    shared_memory=True, copy=False, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP,
                 )
                 if vectorization == "async"
-                else SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
-            )
+                else SyncVectorEnv([maker] * num_envs, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+            )  # fmt: skip
         except Exception as error:
             raise EnvError(f"{env_id}: Gymnasium cannot make {num_envs} of it: {_one_line(error)}") from error
         self._parts = parts_of(self._envs.single_observation_space) or []
@@ -149,8 +152,7 @@ class GymnasiumVectorEnv(CheckedVectorEnv):
         if not (interrupted and isinstance(self._envs, AsyncVectorEnv)):
             self._envs.close()
             return
-        # Gymnasium's close() would fetch the pending answers, and Ctrl-C reaches the processes too: their answer is to
-        # raise KeyboardInterrupt here again.
+        # Gymnasium's close() would wait for the pending answers.
         for process in self._envs.processes:
             process.terminate()
             process.join()
@@ -200,8 +202,9 @@ def _blamed(name: str, where: str) -> Iterator[None]:
 
 
 def _maker(env_id: str, env_kwargs: Mapping[str, Any] | None, **options: Any) -> functools.partial[Any]:
-    # The registry entry travels, not the name: a spawned process may not have run the code that registered it. Nothing
-    # of this package travels, so that such a process starts quickly. Gymnasium's checker would cost time in every step.
+    # The registry entry travels, not the name: a spawned process may not have run the code that registered it. Of
+    # this package next to nothing travels, so that such a process starts quickly. Gymnasium's checker would cost time
+    # in every step.
     return functools.partial(
         gymnasium.make, registered_spec(env_id), disable_env_checker=True, **{**(env_kwargs or {}), **options}
     )
