@@ -37,6 +37,7 @@ class Team {
     static constexpr int kSpins = 4000;  // some 100 us: longer than a phase of small networks
 
     void serve(std::size_t thread);
+    void close();  // and wait until every thread has ended
 
     static void pause() {
 #if defined(__x86_64__)

@@ -39,7 +39,7 @@ def main(args: list[str] | None = None) -> int:
 def _train(argv: list[str]) -> int:
     from ppo_fast.cli import parse_config
     from ppo_fast.distributed import connect
-    from ppo_fast.sinks.console import ConsoleSink, LastingConsole
+    from ppo_fast.sinks.console import ConsoleSink, lasting_console
     from ppo_fast.sinks.live import LiveSink, can_be_live
     from ppo_fast.sinks.symptoms import SymptomSink
     from ppo_fast.trainer import Trainer
@@ -48,7 +48,7 @@ def _train(argv: list[str]) -> int:
     peers = connect()
     # The file is named, so that the console goes on to write there when the live view replaces sys.stdout. The first of
     # several processes speaks for all.
-    console = LastingConsole(file=sys.stdout, highlight=False, soft_wrap=True, quiet=peers.rank > 0)
+    console = lasting_console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=peers.rank > 0)
 
     def write(line: str) -> None:
         if not cfg.quiet:

@@ -512,6 +512,14 @@ def test_bad_arguments_of_gradient_and_step_are_errors() -> None:
             learner.gradient({**batch, name: batch[name].astype(np.float64)}, index)
         with pytest.raises(ShapeError, match="must"):
             learner.gradient({**batch, name: batch[name][:63]}, index)
+    choosing = ActorCritic(MODEL.obs_dim, 1, num_actions=3)
+    chooser = make_learner(choosing, minibatch_size=32)
+    chosen = chooser.stage(training.random_rollout(choosing, chooser.flat, 0))
+    for wrong in (3.0, -1.0, 0.5, math.nan):
+        actions = chosen["actions"].copy()
+        actions[7] = wrong
+        with pytest.raises(ShapeError, match=r"actions must be indices 0 \.\.\. 2, got"):
+            chooser.gradient({**chosen, "actions": actions, "valid": np.ones_like(chosen["valid"])}, index)
     with pytest.raises(ShapeError, match="batch must have the fields"):
         learner.gradient({"valid": batch["valid"]}, index)
     with pytest.raises(ShapeError, match="gradient must"):

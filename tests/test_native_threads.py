@@ -117,16 +117,24 @@ def autograd(
 
 
 @pytest.mark.parametrize(
-    ("model", "rows", "threads"),
-    [(MODEL, 512, 1), (MODEL, 777, 3), (MODEL, 2304, 3), *((model, 777, 2) for model in MODELS)],
+    ("model", "rows", "threads", "reset_rows"),
+    [
+        (MODEL, 512, 1, 0.15), (MODEL, 777, 3, 0.15), (MODEL, 2304, 3, 0.15),
+        *((model, 777, 2, 0.15) for model in MODELS),
+        (MODEL, 1024, 3, 0.8),  # some lanes, the first among them, have no rows
+    ],
     ids=str,
-)
-def test_gradient_of_several_lanes_is_as_exact_as_eager(model: ActorCritic, rows: int, threads: int) -> None:
+)  # fmt: skip
+def test_gradient_of_several_lanes_is_as_exact_as_eager(
+    model: ActorCritic, rows: int, threads: int, reset_rows: float
+) -> None:
     learner = make_learner(model, (1, rows), rows, learner_threads=threads, ent_coef=0.01)
     gradients, metrics = TwoTimesRule(), TwoTimesRule()
     for seed in range(32):
         flat = training.random_parameters(model, seed)
-        batch = learner.stage(training.random_rollout(model, flat, seed, num_steps=1, num_envs=rows))
+        batch = learner.stage(
+            training.random_rollout(model, flat, seed, num_steps=1, num_envs=rows, reset_rows=reset_rows)
+        )
         learner.flat.copy_(flat)
         gradient, sums = learner.gradient(batch, np.random.default_rng(seed).permutation(rows))
         single, single_sums = autograd(model, learner.hp, batch, flat, torch.float32)
@@ -211,7 +219,7 @@ def test_the_trainer_asks_for_as_many(tmp_path: Path) -> None:
 def test_threads_sleep_outside_updates() -> None:
     learner = make_learner(MODEL, (32, 32), 1024, learner_threads=8)
     assert learner.threads == 8
-    learner.update(random_rollout(MODEL, (32, 32), 1, 0.1))
+    learner.update(random_rollout(MODEL, (32, 32), 1, 0.15))
     start = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - start < 8 * 0.02
@@ -236,7 +244,7 @@ import test_native_threads as t, torch
 torch.set_num_threads(1)
 learner = t.make_learner(t.MODEL, (32, 32), 512, learner_threads=4)
 assert learner.threads == 4
-rollouts = [t.random_rollout(t.MODEL, (32, 32), seed, 0.1) for seed in (1, 2)]
+rollouts = [t.random_rollout(t.MODEL, (32, 32), seed, 0.15) for seed in (1, 2)]
 learner.update(rollouts[0])
 child = os.fork()
 learner.update(rollouts[1])

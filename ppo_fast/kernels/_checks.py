@@ -94,3 +94,10 @@ def check_range(name: str, array: np.ndarray[Any, Any], high: int, high_name: st
         return
     at = int(np.flatnonzero((array < 0) | (array >= high))[0])
     raise ShapeError(f"{name} must lie in [0, {high_name}), got {array[at]} at position {at}")
+
+
+def check_choices(actions: np.ndarray[Any, Any], count: int) -> None:
+    """Raise ShapeError unless every action is an index of ``count`` ones, a whole number; a count of 0 has none."""
+    wrong = ~((actions >= 0) & (actions < count) & (actions == np.floor(actions)))  # NaN too
+    if count and wrong.any():
+        raise ShapeError(f"actions must be indices 0 ... {count - 1}, got {float(actions[wrong][0])!r}")

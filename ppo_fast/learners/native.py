@@ -18,7 +18,7 @@ from ppo_fast.config import Config
 from ppo_fast.cpus import cpu_budget
 from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.errors import BackendError, ShapeError
-from ppo_fast.kernels._checks import FLOAT32, INT64, check_array, check_range
+from ppo_fast.kernels._checks import FLOAT32, INT64, check_array, check_choices, check_range
 from ppo_fast.learners.ppo_base import Order, PPOLearner
 from ppo_fast.learners.ppo_step import STATS, Minibatch
 from ppo_fast.models import ActorCritic
@@ -83,7 +83,7 @@ class NativeLearner(PPOLearner):
                 threads=cfg.learner_threads or max(1, int(cpu_budget())),
                 simd=simd,
             )
-        except ValueError as err:
+        except (ValueError, RuntimeError) as err:  # RuntimeError: the system gives no more threads
             raise BackendError(f"the native learner cannot be had: {err}") from None
         self.threads = self.core.threads
         self.simd = self.core.simd_level
@@ -121,7 +121,8 @@ class NativeLearner(PPOLearner):
             index: (M,) int64 in [0, B), M at most ``cfg.minibatch_size``.
 
         Raises:
-            ShapeError: a shape, dtype or index is not so.
+            ShapeError: a shape, dtype or index is not so, or an action of a valid row is no index of a categorical
+                policy.
         """
         if set(batch) != set(Minibatch._fields):
             raise ShapeError(f"batch must have the fields {', '.join(Minibatch._fields)}, got {', '.join(batch)}")
@@ -132,6 +133,7 @@ class NativeLearner(PPOLearner):
             check_array(name, batch[name], FLOAT32, str(axes), (rows, *map(int, width)))
         check_array("index", index, INT64, "(M,)", (min(index.size, self.cfg.minibatch_size),))
         check_range("index", index, rows, "B")
+        check_choices(batch["actions"][index[batch["valid"][index] > 0]], self.model.num_actions)
         self._begin()
         return self._gradient_of(batch, index)
 

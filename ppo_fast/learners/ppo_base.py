@@ -20,7 +20,7 @@ from ppo_fast.batch import Bool, Float32, Rollout
 from ppo_fast.config import Config
 from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.errors import ShapeError
-from ppo_fast.kernels._checks import BOOL, FLOAT32, check_array
+from ppo_fast.kernels._checks import BOOL, FLOAT32, check_array, check_choices
 from ppo_fast.learners.ppo_step import ADV_EPS, STATS, LossConfig
 from ppo_fast.learners.shared import normalized, of_minibatches, shared_pass
 from ppo_fast.models import ActorCritic
@@ -226,11 +226,7 @@ class PPOLearner(ABC):
         for name in ("log_probs", "advantages", "returns", "values"):
             check(name, "(T, N)", steps, envs)
         check("valid", "(T, N)", steps, envs, dtype=BOOL)
-        if count := self.model.num_actions:
-            chosen = rollout.actions[rollout.valid]
-            wrong = ~((chosen >= 0) & (chosen < count) & (chosen == np.floor(chosen)))  # NaN too
-            if wrong.any():
-                raise ShapeError(f"actions must be indices 0 ... {count - 1}, got {float(chosen[wrong][0])!r}")
+        check_choices(rollout.actions[rollout.valid], self.model.num_actions)
 
     def _metrics(self, stats: Tensor) -> dict[str, float]:
         sums = dict(zip(STATS, stats.tolist(), strict=True))
@@ -264,7 +260,7 @@ class PPOLearner(ABC):
             raise ShapeError("counters must be (2,) int64 in [0, 2**53)")
         if bool((state["exp_avg_sq"] < 0).any()):
             raise ShapeError("exp_avg_sq must not be negative")
-        if self.cfg.adaptive_kl is not None:
+        if self.cfg.adaptive_kl is not None and "base_rate" in state:  # else the rule begins now
             rate = state["base_rate"]
             if rate.shape != (1,) or rate.dtype != torch.float64 or not 0 < float(rate) < math.inf:
                 raise ShapeError("base_rate must be (1,) float64, finite and above 0")

@@ -145,14 +145,16 @@ class OnPolicy(ABC):
         return batch
 
     def to_env(self, action: Array) -> Array:
-        """Clip to [-1, 1] and stretch to the range of the environment; or name the action of this index."""
+        """Clip to [-1, 1] and stretch to the range of the environment, where it has one; or name an index's action."""
         if len(self.choices):  # an index counts all combinations, the last choice fastest
             return np.stack(np.unravel_index(action[..., 0].astype(np.int64), self.choices), axis=-1)
         if self.num_actions:
             return action[..., 0].astype(np.int64) + int(self.action_space.start)
         low, high = self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         unit = (np.clip(action.astype(np.float64), -1, 1) + 1) / 2
-        stretched: Array = low + unit * (high - low)
+        stretched: Array = np.where(bounded, low + unit * (high - low), action)
         return stretched.astype(np.float32)
 
     def count_episodes(self, reward: Array, done: Array, valid: Array) -> None:

@@ -5,29 +5,33 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from ppo_fast.sinks import Metrics
 from ppo_fast.sinks.progress import Evaluation, Pace, Progress, clock
 from ppo_fast.timing import shares
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 log = logging.getLogger(__name__)
 
 _EVERY_S = 5.0
 
 
-class LastingConsole(Console):
-    """A console that falls silent when nobody reads it any more, where rich's would end the process."""
+def lasting_console(**options: Any) -> Console:
+    """Return a console that falls silent when nobody reads it any more, where rich's own would end the process."""
+    from rich.console import Console
 
-    def on_broken_pipe(self) -> None:
-        """Say so once, and write to nowhere from now on: what waits in the file's buffer as well."""
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
-        log.warning("nobody reads the output any more; the run goes on")
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # where what waits in the file's buffer goes, too
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
+            log.warning("nobody reads the output any more; the run goes on")
+
+    return Lasting(**options)
 
 
 class ConsoleSink:
