@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ppo_fast.lockstep.report import Group, Report
 
 EXIT_DIFFERS = 1
-STAGE, CELL = 21, 10  # widths of the columns: five implementations fit a terminal of 80
+WIDE, NARROW = (21, 10), (18, 9)  # widths of the columns: five implementations fit a terminal of 80, or six
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,21 +109,22 @@ def show(console: Console, report: Report) -> None:
 
 
 def table(group: Group) -> Text:
-    """Return the worst of each stage by implementation, and what is allowed; a failure is marked with ``!``."""
+    """Return the worst of each stage by implementation, and its limit; a failure is marked with ``!``."""
     from rich.text import Text
 
+    label, cell = WIDE if len(group.columns) <= 5 else NARROW
     heads = [name.partition(" ") for name in group.columns]
     out = Text()
     if any(below for _, _, below in heads):
-        out.append("\n" + " " * STAGE + "".join(f"{above:>{CELL}}" for above, _, _ in heads))
+        out.append("\n" + " " * label + "".join(f"{above:>{cell}}" for above, _, _ in heads))
         heads = [(below or above, "", "") for above, _, below in heads]
-    out.append(f"\n{group.title:<{STAGE}}" + "".join(f"{name:>{CELL}}" for name, _, _ in heads) + "  allowed")
+    out.append(f"\n{group.title:<{label}}" + "".join(f"{name:>{cell}}" for name, _, _ in heads) + "  limit")
     out.stylize("bold")
     for stage, kind in group.stages.items():
-        out.append(f"\n  {stage:<{STAGE - 2}}")
+        out.append(f"\n  {stage:<{label - 2}}")
         for rules in group.columns.values():
             fails = bool(rules[stage].complaint())
-            out.append(f"{'! ' * fails + rules[stage].shown():>{CELL}}", style="bold red" if fails else "")
+            out.append(f"{'! ' * fails + rules[stage].shown():>{cell}}", style="bold red" if fails else "")
         out.append(f"  {kind.allowed}", style="dim")
     for reason, names in group.missing_by_reason().items():
         out.append(f"\n  without {', '.join(names)}: {reason}", style="yellow")
