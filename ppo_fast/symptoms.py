@@ -193,7 +193,8 @@ def _entropy(recent: _Recent) -> Words:
 
 def _no_episode(recent: _Recent) -> Words:
     row, limit = recent.rows[-1], recent.spec.get("max_episode_steps")
-    each = row["env_steps"] / recent.config["num_envs"]
+    processes = (recent.info.get("processes") or {}).get("count", 1)  # whose environments env_steps counts, too
+    each = row["env_steps"] / (recent.config["num_envs"] * processes)
     if row.get("episode_return") is not None or each <= (EPISODES * limit if limit else NO_LIMIT_STEPS):
         return None
     return (

@@ -64,7 +64,7 @@ def _train(argv: list[str]) -> int:
         live.title, live.place = title(trainer), str(trainer.run_dir.path)
     with stop_on_signals(trainer, live.interrupt if live else lambda say: say()):
         result = trainer.run()
-    console.print(ending(result), markup=False)
+    console.print(ending(result, peers.size), markup=False)
     peers.close()  # a process that left before the first has said so would have torchrun end the others
     return 128 + signal.Signals[result.stopped] if result.stopped else 0
 
@@ -139,7 +139,7 @@ def title(trainer: Trainer) -> str:
     return " · ".join(parts)
 
 
-def ending(result: RunResult) -> str:
+def ending(result: RunResult, processes: int = 1) -> str:
     """Return where a run has come to, and what can be done with it."""
     from ppo_fast.video import can_be_filmed
 
@@ -149,7 +149,8 @@ def ending(result: RunResult) -> str:
         go_on = shlex.join(
             [sys.executable, "-m", "ppo_fast.train", "--run-dir", str(run), "--resume", "auto", *confirm]
         )
-        return f"\nstopped by {result.stopped} after {steps:,} steps; to go on:\n  {go_on}"
+        many = "" if processes == 1 else f" in {processes} processes, by torchrun as before"
+        return f"\nstopped by {result.stopped} after {steps:,} steps; to go on{many}:\n  {go_on}"
     film = shlex.join([sys.executable, "-m", "ppo_fast.play", str(run), "--video", str(run / "video.mp4"), *confirm])
     return (
         f"\nfinal evaluation: {result.final.mean:.1f} +- {result.final.ci95:.1f} (95 % CI of the mean over "

@@ -111,8 +111,9 @@ def render(checkpoint: Path, target: Path, seed: int) -> None:
     frame = np.asarray(env.render())
     height, width = frame.shape[:2]
     writer = imageio_ffmpeg.write_frames(
-        str(target), (width, height), fps=env.metadata["render_fps"], macro_block_size=2, output_params=["-f", "mp4"]
-    )
+        str(target), (width, height), fps=env.metadata.get("render_fps", 50), macro_block_size=2,
+        output_params=["-f", "mp4"],
+    )  # fmt: skip
     writer.send(None)
     for _ in range(MAX_STEPS):
         writer.send(np.ascontiguousarray(frame))

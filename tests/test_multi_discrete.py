@@ -86,6 +86,7 @@ def test_indices_and_choices_are_each_other_s_inverse(match: str) -> None:
     assert all(spaces.MultiDiscrete(CHOICES).contains(row) for row in named)
     np.testing.assert_array_equal(spec.index_actions(named), indices)
     np.testing.assert_array_equal(spec.index_actions(np.array([[2, 0], [0, -1], [0, 3], [1, 2]])), [-1, -1, -1, 5])
+    np.testing.assert_array_equal(spec.index_actions(np.array([[0.5, 0], [1, np.nan], [1.0, 2.0]])), [-1, -1, 5])
 
 
 def test_the_adapter_is_gymnasium_s_own_vector_environment(match: str) -> None:

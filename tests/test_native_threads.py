@@ -203,6 +203,12 @@ def test_threads_of_the_native_learner_for_torch_are_an_error(options: dict[str,
         Config(**options)
 
 
+def test_threads_of_the_native_learner_where_auto_takes_torch_are_an_error() -> None:
+    cfg, flat = Config(learner_threads=2), training.random_parameters(MODEL, 1)
+    with pytest.raises(ConfigError, match=r"learner_threads 2 .* auto takes torch \(as when the run was begun\)"):
+        choose.make_learner(MODEL, flat, cfg, torch.device("cpu"), begun_with="torch")
+
+
 @pytest.mark.parametrize("bad", [-1, 1.5, True, "2"])
 def test_threads_are_a_whole_number(bad: Any) -> None:
     with pytest.raises(ConfigError, match="learner_threads must be"):

@@ -221,6 +221,16 @@ def test_any_run_has_a_page(
     assert all(words in text for words in said), text
 
 
+def test_the_commands_are_those_that_can_be_run(tmp_path: Path) -> None:
+    own = page(write(tmp_path / "own", rows(2), [], {"processes": {"count": 1}}, env="robot:Walker")).text
+    assert "--resume auto --env robot:Walker" in own
+    assert ".mp4 --env robot:Walker" in own
+    assert "torchrun" not in own
+    many = page(write(tmp_path / "many", rows(2), [], {"processes": {"count": 4}}, env="WalkerWalk-v1")).text
+    assert many.count("torchrun --nproc-per-node 4 -m ppo_fast.train") == 2
+    assert "--video" not in many  # only EnvPool has it
+
+
 def test_what_went_wrong_is_said_first(tmp_path: Path) -> None:
     run = write(tmp_path / "r", rows(3), [], {"resumed_at": 200, "versions": {"torch": "2"}})
     (run / "nonfinite.json").write_text(json.dumps({"error": "reward of env 3 is nan", "state": {"env_steps": 300}}))

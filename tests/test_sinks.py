@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import types
@@ -130,6 +131,23 @@ def test_rows_are_on_disk_as_soon_as_they_are_logged(tmp_path: Path) -> None:
     assert [r["env_steps"] for r in lines(tmp_path / "metrics.jsonl")] == [100, 200]
 
 
+def test_rows_that_a_full_disk_refused_are_written_before_a_checkpoint_is(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path)
+    sink.start(CONFIG, {})
+    there = sink._files["metrics"]._file
+
+    class Full:
+        def write(self, _: bytes) -> int:
+            raise OSError(errno.ENOSPC, "no space left")
+
+    sink._files["metrics"]._file = Full()  # type: ignore[assignment]
+    sink.log(row(1, 100))
+    sink._files["metrics"]._file = there
+    assert not lines(tmp_path / "metrics.jsonl")
+    sink.sync()
+    assert lines(tmp_path / "metrics.jsonl") == [row(1, 100)]
+
+
 def test_a_resumed_run_cuts_back_to_the_checkpoint_and_what_a_kill_cut_short(tmp_path: Path) -> None:
     old = [row(i, 100 * i) for i in (1, 2, 3, 4)]
     text = "".join(json.dumps(r) + "\n" for r in old)
@@ -216,15 +234,20 @@ class FakeWandb(types.ModuleType):
     def __init__(self) -> None:
         super().__init__("wandb")
         self.started: list[dict[str, Any]] = []
-        self.logged: list[tuple[dict[str, Any], int]] = []
+        self.logged: list[dict[str, Any]] = []
+        self.axis = ""
         self.finished = 0
 
     def init(self, **options: Any) -> FakeWandb:
         self.started.append(options)
         return self
 
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self.logged.append((values, step))
+    def define_metric(self, name: str, step_metric: str) -> None:
+        assert name == "*"
+        self.axis = step_metric
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.append(values)
 
     def finish(self) -> None:
         self.finished += 1
@@ -243,9 +266,10 @@ def test_wandb_gets_config_rows_and_evaluations(tmp_path: Path, monkeypatch: pyt
     assert (started["name"], started["dir"]) == ("my-run", str(tmp_path / "my-run"))
     assert started["config"] == {**CONFIG, "info": {"kernels": "cpp"}}
     assert fake.logged == [
-        ({"rollout/env_steps": 100, "loss/approx_kl": 0.5, "time/sps": 10.0}, 100),
-        ({"evaluation/return": 3.0}, 100),
+        {"rollout/env_steps": 100, "loss/approx_kl": 0.5, "time/sps": 10.0},
+        {"evaluation/return": 3.0, "rollout/env_steps": 100},
     ]
+    assert fake.axis == "rollout/env_steps"
     assert fake.finished == 1
 
 

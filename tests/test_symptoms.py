@@ -61,6 +61,7 @@ def test_a_healthy_run_shows_nothing() -> None:
         ("entropy", {}, INFO, {"entropy": entropy(0.021)}, {"entropy": entropy(0.019)}),
         ("entropy", {}, DISCRETE, {"entropy": 0.021 * math.log(8)}, {"entropy": 0.019 * math.log(8)}),
         ("no episode", {}, INFO, {"env_steps": 20_000}, {"env_steps": 20_001}),  # 10 environments, 2 limits of 1000
+        ("no episode", {}, {**INFO, "processes": {"count": 4}}, {"env_steps": 80_000}, {"env_steps": 80_001}),
         ("no episode", {}, DISCRETE, {"env_steps": 100_000}, {"env_steps": 100_001}),  # no limit: 10,000 steps each
         ("gradient", {}, INFO, {"grad_norm": 50.0}, {"grad_norm": 50.1}),
         ("slow learner", {}, INFO, {"time/update": 2.0}, {"time/update": 2.1}),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ppo_fast import envs
 from ppo_fast.envs.base import CheckedVectorEnv, EnvSpec
-from ppo_fast.errors import EnvError
+from ppo_fast.errors import EnvError, ShapeError
 
 
 class GymnasiumEnvs(VectorEnv):  # type: ignore[misc]
@@ -84,7 +84,14 @@ def spaces_of(spec: EnvSpec, *, first_action: int | None = None) -> tuple[Space[
 
 
 def step_in_env_units(env: CheckedVectorEnv, actions: NDArray[Any]) -> envs.Arrivals:
-    """Step with ``actions`` in the environment's units (N, A), or indices (N,)."""
+    """Step with ``actions`` in the environment's units (N, A), or indices (N,).
+
+    Raises:
+        ShapeError: they have another shape.
+    """
+    shape = (env.num_envs,) if env.spec.num_actions else (env.num_envs, env.spec.act_dim)
+    if np.shape(actions) != shape:
+        raise ShapeError(f"actions must have the shape {shape}, got {np.shape(actions)}")
     rows = np.array(actions, np.float64).reshape(env.num_envs, env.spec.act_dim)
     env.send(np.arange(env.num_envs, dtype=np.int32), rows)
     return env.recv()

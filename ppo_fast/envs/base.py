@@ -90,11 +90,13 @@ class EnvSpec:
         return chosen + self.first_action
 
     def index_actions(self, named: NDArray[Any]) -> NDArray[np.int64]:
-        """Invert :meth:`name_actions`: return the indices (N,); -1 where there is no such combination."""
+        """Invert :meth:`name_actions`: return the indices (N,); -1 where there is no such action or combination."""
+        whole = np.floor(named) == named
+        numbers = np.where(whole, named, self.first_action - 1).astype(np.int64)
         if not self.choices:
-            return named.astype(np.int64) - self.first_action
-        columns = np.moveaxis(named.astype(np.int64), -1, 0)
-        known = ((named >= 0) & (named < self.choices)).all(-1)
+            return numbers - self.first_action
+        columns = np.moveaxis(numbers, -1, 0)
+        known = (whole & (named >= 0) & (named < self.choices)).all(-1)
         index: NDArray[np.int64] = np.ravel_multi_index(tuple(columns), self.choices, mode="clip")
         return np.where(known, index, -1)
 

@@ -85,6 +85,7 @@ def _make_ppo(
 
     Raises:
         BackendError: a learner asked for by name cannot be had; the message says what lacks.
+        ConfigError: ``auto`` takes torch, and threads of the native learner were asked for.
     """
     make_torch = GraphLearner if cfg.update == "graph" else TorchLearner
     if cfg.learner == "torch":
@@ -96,10 +97,14 @@ def _make_ppo(
         return NativeLearner(model, flat, cfg, device, peers=peers), ""
     if cfg.update != "auto" or cfg.precision != "float32":
         return make_torch(model, flat, cfg, device, peers=peers), ""  # the banner says which way was asked for
-    if begun_with == "torch":
-        return make_torch(model, flat, cfg, device, peers=peers), "as when the run was begun"
-    if not missing:
+    if not missing and begun_with != "torch":
         return NativeLearner(model, flat, cfg, device, peers=peers), "the fastest on the CPU"
-    if device.type == "cpu":
+    why = "as when the run was begun" if begun_with == "torch" else f"no native learner: {missing}"
+    if cfg.learner_threads:
+        raise ConfigError(
+            f"learner_threads {cfg.learner_threads} belongs to the native learner, and --learner auto takes torch "
+            f"({why}); leave it at 0, or set torch_threads"
+        )
+    if device.type == "cpu" and begun_with != "torch":
         log.warning("updates run on torch, the native learner cannot be had: %s", missing)
-    return make_torch(model, flat, cfg, device, peers=peers), f"no native learner: {missing}"
+    return make_torch(model, flat, cfg, device, peers=peers), why

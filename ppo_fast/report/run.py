@@ -11,6 +11,7 @@ import numpy as np
 
 from ppo_fast import checkpoint
 from ppo_fast.algos import NAMES
+from ppo_fast.envs.registry import find_spec
 from ppo_fast.report.files import RunFiles, is_number
 from ppo_fast.report.options import command, options
 from ppo_fast.report.page import Html, document, fold, join, link, note, section, table, tag, url
@@ -213,12 +214,20 @@ def _machine(run: RunFiles) -> Html:
 
 def _again(run: RunFiles, out: Path) -> Html:
     folder, film = (shlex.quote(str(path)) for path in (run.path, run.path / "video.mp4"))
+    env, processes = str(run.config["env"]), (run.info.get("processes") or {}).get("count", 1)
+    confirm = f" --env {shlex.quote(env)}" if ":" in env else ""  # which both commands ask for
+
+    def start(line: str) -> str:
+        return line if processes == 1 else line.replace("python", f"torchrun --nproc-per-node {processes}", 1)
+
     commands = {
-        "The same run again:": command(run.config),
-        "Its policy, evaluated and filmed:": f"python -m ppo_fast.play {folder} --video {film}",
+        "The same run again:": start(command(run.config)),
+        "Its policy, evaluated and filmed:": f"python -m ppo_fast.play {folder} --video {film}{confirm}",
     }
+    if ":" not in env and find_spec(env) is None:  # one of EnvPool's own, which cannot be filmed
+        commands = {**commands, "Its policy, evaluated and filmed:": f"python -m ppo_fast.play {folder}"}
     if not run.finished:
-        commands["To go on:"] = f"python -m ppo_fast.train --run-dir {folder} --resume auto"
+        commands["To go on:"] = start(f"python -m ppo_fast.train --run-dir {folder} --resume auto{confirm}")
     best = run.best["env_steps"] if run.best else None
     there = [(path, "checkpoint") for path in checkpoint.find(run.path / "checkpoints")]
     there = [(path, what + ", best evaluation" * (int(path.name[5:]) == best)) for path, what in there]

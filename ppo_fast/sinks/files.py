@@ -71,7 +71,9 @@ class JsonlSink:
         path = self._paths[name]
         if path.exists():
             rows = [row for row in read_jsonl(path) if type(row.get("env_steps")) is int and row["env_steps"] <= last]
-            write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            kept = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            if kept != path.read_bytes():
+                write_atomic(path, kept)
 
 
 class _Lines:
@@ -88,6 +90,7 @@ class _Lines:
             log.warning("%s cannot be written, its rows wait: %s", self._path, reason)
 
     def sync(self) -> None:
+        self._write()
         with contextlib.suppress(OSError):  # what the disk refuses waits, and has been complained of
             os.fsync(self._file.fileno())
 

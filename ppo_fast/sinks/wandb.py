@@ -23,15 +23,17 @@ class WandbSink:
         self._run = self._init(
             project="ppo_fast", name=self._dir.name, dir=str(self._dir), config={**config, "info": info}
         )
+        # As the axis, and not as W&B's own step, which cannot go back as a run does after a rollback.
+        self._run.define_metric("*", step_metric=tag("env_steps"))
 
     def log(self, metrics: Metrics) -> None:
         """Log one iteration."""
-        self._run.log({tag(k): v for k, v in metrics.items() if v is not None}, step=metrics["env_steps"])
+        self._run.log({tag(k): v for k, v in metrics.items() if v is not None})
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Log the mean return of an evaluation."""
         mean = sum(record["returns"]) / len(record["returns"])
-        self._run.log({"evaluation/return": mean}, step=record["env_steps"])
+        self._run.log({"evaluation/return": mean, tag("env_steps"): record["env_steps"]})
 
     def close(self) -> None:
         """Finish the run."""

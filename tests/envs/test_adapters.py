@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gymnasium
@@ -15,7 +16,7 @@ from training import one_thread  # noqa: F401
 from ppo_fast import envs
 from ppo_fast.envs.as_gymnasium import GymnasiumEnvs
 from ppo_fast.envs.sb3 import make_sb3
-from ppo_fast.errors import BackendError, EnvError
+from ppo_fast.errors import BackendError, EnvError, ShapeError
 from ppo_fast.kernels import env_seeds
 
 N = 3
@@ -48,6 +49,19 @@ def test_is_gymnasium_s_own_vector_environment_step_by_step(env_id: str) -> None
     ours.close()
     ours.close()
     theirs.close()
+
+
+@pytest.mark.parametrize(("env_id", "shape"), [("Hopper-v5", (N, 3)), ("CartPole-v1", (N,))])
+def test_actions_of_another_shape_are_not_dealt_out_somehow(env_id: str, shape: tuple[int, ...]) -> None:
+    ours = GymnasiumEnvs(env_id, N, seed=5, backend="gymnasium")
+    ours.reset()
+    for wrong in (np.zeros(3 * N), np.zeros((1, *shape)), np.zeros((N, 3, 1))):
+        with pytest.raises(ShapeError, match=re.escape(f"actions must have the shape {shape}, got {wrong.shape}")):
+            ours.step(wrong)
+    if env_id == "CartPole-v1":
+        with pytest.raises(ShapeError, match="actions must be indices"):
+            ours.step(np.array([0, 0.7, 1]))
+    ours.close()
 
 
 def test_gymnasium_s_wrappers_take_it() -> None:
