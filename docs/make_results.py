@@ -114,7 +114,7 @@ def page(folders: list[Path]) -> str:
         "Its first states are the same in every evaluation of a run, others in another run; the final policy's",
         "score on Gymnasium is of 20 other ones. The score of a run is the mean of the last tenth of its",
         "evaluations up to that step. Rows at 1M of runs that went to 3M are the same runs: their learning rate is",
-        "annealed over 3M. Tasks that are not here yet wait for their five seeds. The command, at the commit and from",
+        "annealed over 3M. The command, at the commit and from",
         "the first of the seeds that a study names, with 1000000 for tasks that end at 1M:",
         "`python -m ppo_fast.study --out FOLDER --envs TASK --first-seed FIRST --seeds 5 -- "
         "--preset sample --total-timesteps 3000000`",
