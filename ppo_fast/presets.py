@@ -61,12 +61,25 @@ _DOUBLE_PENDULUM: dict[str, Any] = {"norm_obs": False, "num_steps": 64, "minibat
 # 2.7k there and 3.3k on 30.
 _HOPPER: dict[str, Any] = {**_FAST, "norm_adv": "batch", "max_grad_norm": 100.0, "hidden_sizes": (128, 128)}
 
+# Annealed over 3M steps, last tenth, seeds 31 and 32: 4.7k and 5.4k so, 4.8k and 4.5k with layers of 64, 4.2k and 4.3k
+# with those and without the stop; wide without the stop went too far (a KL of 0.15), and stood at 2.5k after 1.9M (seed
+# 31). Minibatches of 64 need half the learning rate and reached 3.1k at 1M (one run). Small layers without the stop are
+# no earlier (alone on a core, 135 s and 133 s to 2000 and 302 s and 184 s to 3000; 131, 176, 184 and 275 s so).
+_ANT: dict[str, Any] = {**_CALM, "target_kl": 0.02, "hidden_sizes": (128, 128)}
+
+# 3M steps, last tenth, seed 32: 5.8k so, 5.0k with layers of 64; half a million steps in, 3.5k and 1.2k. With those,
+# 5.6k on seed 31, and 4.6k and 5.5k (stopped at 2.5M) with Hopper's options, but 4.4k in the mean of seeds 51 to 55
+# (5.4k so), which reached 4000 in 189 s in the median (128 s so). Minibatches of 64 were not tried here.
+_WALKER: dict[str, Any] = {**_CALM, "hidden_sizes": (128, 128)}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {
         "*": _FAST,
-        "Ant-v5": _CALM,
+        "Ant-v5": _ANT,
+        # Layers of 64, unlike in sample: 5000 after 24, 30 and 41 s of a core on seeds 31, 28 and 30, where those of
+        # 128 took 43, 37 and 49.
         "HalfCheetah-v5": _CALM,
-        "Walker2d-v5": _CALM,
+        "Walker2d-v5": _WALKER,
         # 1M steps, last tenth, seed 31: 5.4k with the stop and 3.2k without.
         "Humanoid-v5": {"target_kl": 0.02},
         # As in sample, which is the same.
@@ -77,10 +90,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "sample": {
         "*": _SAMPLE,
-        # Annealed over 3M steps, last tenth, seeds 31 and 32: 4.7k and 5.4k so, 4.8k and 4.5k with layers of 64, 4.2k
-        # and 4.3k with those and without the stop; wide without the stop went too far (a KL of 0.15), and stood at 2.5k
-        # after 1.9M (seed 31). Minibatches of 64 need half the learning rate and reached 3.1k at 1M (one run).
-        "Ant-v5": {**_FAST, **_CALM, "target_kl": 0.02, "hidden_sizes": (128, 128)},
+        "Ant-v5": {**_FAST, **_ANT},
         "Hopper-v5": _HOPPER,
         # Annealed over 3M steps, last tenth. Seeds 28, 30 and 31: 8.6k, 8.0k and 7.7k so, 6.8k, 6.9k and 7.5k with
         # layers of 64. With those: 9.0k, 8.7k and 8.7k on seeds 27, 29 and 32, but 7.1k in the mean of seeds 51 to 55
@@ -88,10 +98,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # KL stop of 0.015 ended at 6.8k, ELU at 6.0k, a log-std of -0.5 at 5.4k and of -2 at 4.8k; first episodes of
         # staggered length had 7.6k and 8.2k on seeds 28 and 31 and changed nothing on 27 and 29.
         "HalfCheetah-v5": {**_FAST, **_CALM, "hidden_sizes": (128, 128)},
-        # 3M steps, last tenth, seed 32: 5.8k so, 5.0k with layers of 64; half a million steps in, 3.5k and 1.2k. With
-        # those, 5.6k on seed 31, and 4.6k and 5.5k (stopped at 2.5M) with Hopper's options, but 4.4k in the mean of
-        # seeds 51 to 55 (5.4k so). Minibatches of 64 were not tried here.
-        "Walker2d-v5": {**_FAST, **_CALM, "hidden_sizes": (128, 128)},
+        "Walker2d-v5": {**_FAST, **_WALKER},
         # Ten whole epochs go too far: with minibatches of 64, 1M steps ended at 0.8k, 1.6k and 0.7k without the stop,
         # at 5.5k, 2.4k and 5.7k with it (seeds 11 to 13, docs/lineage.md; at 1M and 64 wide it did nothing on
         # HalfCheetah and Ant, and harm on Hopper). With minibatches of 256 and it, 5.3k and 5.5k on seeds 12 and 13.
