@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -388,6 +389,21 @@ def double_step(
     return out
 
 
+def test_the_rate_falls_with_the_steps_before_the_rollout_as_the_trainers_does(tmp_path: Path) -> None:
+    # Pendulum's episodes have 200 steps, so every rollout of 2 x 8 counts whole: 16 of 64 warm up, then three updates.
+    options: dict[str, Any] = {
+        "env": "Pendulum-v1", "num_envs": 2, "num_steps": 8, "minibatch_size": 16, "update_epochs": 1,
+        "total_timesteps": 64, "learning_rate": 1e-3,
+    }  # fmt: skip
+    ppo = PPO(Settings(**options))
+    rates: list[float] = []
+    ppo.run(lambda _: rates.append(ppo.optimizer.param_groups[0]["lr"]))
+    assert rates == pytest.approx([0.75e-3, 0.5e-3, 0.25e-3], rel=1e-12)
+
+    run = training.train(training.config(tmp_path / "run", **options))
+    assert [row["learning_rate"] for row in run.rows] == pytest.approx(rates, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("env", "shared_trunk", "target_kl"),
     [("Hopper-v5", False, None), ("Hopper-v5", False, 0.02), ("Hopper-v5", True, None), ("CartPole-v1", True, None)],
@@ -512,6 +528,7 @@ def test_reference_command_trains(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         ("--gamma", "1.5", "gamma must be in [0, 1], got 1.5"),
         ("--gae-lambda", "-0.1", "gae_lambda must be in [0, 1], got -0.1"),
         ("--target-kl", "0", "target_kl must be a finite number above 0, or unset, got 0.0"),
+        ("--adaptive-kl", "0.01", "adaptive_kl and anneal_lr both set the learning rate: --no-anneal-lr leaves it"),
         ("--log-std-init", "nan", "log_std_init must be finite, got nan"),
         ("--env", "Ant-v55", "unknown environment 'Ant-v55' (did you mean 'Ant-v5'"),
         ("--env", "no_such_module:Ant-v5", "no_such_module:Ant-v5: Gymnasium cannot make it: ModuleNotFoundError: "),

@@ -97,6 +97,8 @@ def check_numbers(s: Settings) -> None:
     for name in ("target_kl", "adaptive_kl"):
         value = getattr(s, name, None)
         require(value is None or 0 < value < math.inf, name, "a finite number above 0, or unset")
+    if getattr(s, "adaptive_kl", None) is not None and s.anneal_lr:
+        raise ConfigError("adaptive_kl and anneal_lr both set the learning rate: --no-anneal-lr leaves it to the first")
     require(math.isfinite(s.log_std_init), "log_std_init", "finite")
     require(len(s.hidden_sizes) >= 1 and min(s.hidden_sizes) >= 1, "hidden_sizes", "one or more widths, each >= 1")
     batch = s.num_envs * s.num_steps

@@ -109,6 +109,7 @@ class OnPolicy(ABC):
         self.just_ended = np.zeros(s.num_envs, bool)  # the next transition of these is a reset, not a step
         self.steps_done = 0  # per environment
         self.env_steps = 0  # real transitions of all environments
+        self.steps_before = 0  # what env_steps was when the last rollout began
         self.epochs_done = 0
         self.episode_return = np.zeros(s.num_envs)
         self.finished: list[float] = []
@@ -118,6 +119,7 @@ class OnPolicy(ABC):
     def rollout(self) -> dict[str, Array]:
         """Take T steps in every environment with the current policy; statistics are frozen meanwhile."""
         s = self.settings
+        self.steps_before = self.env_steps
         rows: dict[str, list[Array]] = defaultdict(list)
         for _ in range(s.num_steps):
             norm_obs = self.obs_normalizer(self.obs)
@@ -231,9 +233,9 @@ class OnPolicy(ABC):
 
     # --- repeat ------------------------------------------------------------------------------------------------------
     def progress(self) -> float:
-        """Return the share of total_timesteps that has been taken."""
-        done: float = self.env_steps / self.settings.total_timesteps
-        return min(done, 1.0)
+        """Return the share of total_timesteps that had been taken before the last rollout."""
+        share: float = self.steps_before / self.settings.total_timesteps
+        return share
 
     def warm_up(self) -> None:
         """Show the normalisers one rollout of the initial policy before anything is learned."""
