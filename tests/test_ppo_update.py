@@ -363,23 +363,6 @@ def test_one_valid_row_has_a_normalised_advantage_of_zero() -> None:
         assert torch.equal(learner.flat, flat)  # A = 0: no policy gradient, and the value has no weight
 
 
-def test_metrics_are_means_over_valid_rows_and_not_over_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A step too small to change a float32 parameter: every minibatch then sees the same policy, and the metrics of four
-    # minibatches with different numbers of valid rows must be those of all valid rows at once.
-    rule = TwoTimesRule()
-    for seed in range(32):
-        flat = training.random_parameters(MODEL, seed)
-        rollout = training.random_rollout(MODEL, flat, seed, reset_rows=0.4)
-        learner = make_learner(flat, minibatch_size=32, norm_adv="none", learning_rate=1e-30, update_epochs=2)
-        reported = learner.update(rollout)
-        assert torch.equal(learner.flat, flat)
-        (_, single), (_, double) = references(flat, rollout, Loss(norm_adv=False))
-        assert reported["clip_frac"] == pytest.approx(double.pop("clip_frac"), abs=1e-6)
-        single.pop("clip_frac")
-        rule.add({name: reported[name] for name in double}, single, double)
-    rule.check()
-
-
 # How an update proceeds
 
 
@@ -439,29 +422,6 @@ def test_batch_normalisation_is_over_the_valid_rows_of_the_whole_batch(minibatch
         assert abs(float(used.double().std(correction=0)) - 1) < 1e-6
     rule.check()
     assert abs(float(minibatches[0].advantages[minibatches[0].valid > 0].mean())) > 1e-3  # not per minibatch
-
-
-def test_kl_above_its_target_ends_the_update_after_the_epoch_and_not_within_it() -> None:
-    flat = training.random_parameters(MODEL, 12)
-    rollout = training.random_rollout(MODEL, flat, 12)
-    options = {"minibatch_size": 32, "learning_rate": 3e-3, "norm_adv": "minibatch"}
-    # Every epoch has the same valid rows, so the KL of epoch k alone is k · mean(1..k) - (k-1) · mean(1..k-1).
-    mean = [0.0]
-    after = {}
-    for epochs in range(1, 5):
-        learner = make_learner(flat, update_epochs=epochs, **options)
-        mean.append(learner.update(rollout)["approx_kl"])
-        after[epochs] = snapshot(learner)
-    kl = [k * mean[k] - (k - 1) * mean[k - 1] for k in range(1, 5)]
-    assert kl[0] < kl[1] < kl[2] < kl[3]
-    for last in range(1, 4):  # a target between the KL of two epochs: the first that exceeds it is the last
-        target = (kl[last - 1] + kl[last - 2]) / 2 if last > 1 else kl[0] / 2
-        learner = make_learner(flat, update_epochs=4, target_kl=target, **options)
-        assert learner.update(rollout)["epochs"] == last
-        assert snapshot(learner) == after[last]
-    learner = make_learner(flat, update_epochs=4, target_kl=kl[3] * 1.01, **options)
-    assert learner.update(rollout)["epochs"] == 4
-    assert snapshot(learner) == after[4]
 
 
 def test_the_learning_rate_follows_the_kl_of_the_last_epoch() -> None:

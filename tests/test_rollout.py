@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -490,7 +491,16 @@ def test_large_finite_rewards_are_no_error(make_worker: MakeWorker) -> None:
     assert np.isfinite(worker.collect(torch.zeros(worker.model.num_params)).rewards).all()
 
 
-def test_phases_are_timed(make_worker: MakeWorker) -> None:
-    worker = make_worker(counting_env(), 3)
+def test_what_waits_for_the_environments_is_timed_as_physics(make_worker: MakeWorker) -> None:
+    class Slow(CountingEnv):
+        def _reward(self) -> np.ndarray:
+            time.sleep(0.02)
+            return super()._reward()
+
+    worker = make_worker(Slow(N, episode_lengths=LENGTHS, endings=ENDINGS), 3)
+    worker.timer.take()
     worker.collect(torch.zeros(worker.model.num_params))
-    assert {"act", "physics"} == set(worker.timer.take())
+    seconds = worker.timer.take()
+    assert set(seconds) == {"act", "physics"}
+    assert seconds["physics"] >= 3 * 0.02
+    assert seconds["act"] > 0

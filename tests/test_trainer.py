@@ -6,6 +6,7 @@ Axes: T steps · N envs · D observation · A action.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import time
@@ -289,6 +290,21 @@ def test_update_learns_from_the_reference_advantages_of_its_rollout(
 
 
 # What is written
+
+
+def test_a_row_tells_what_the_critic_explained_of_its_rollout_and_where_its_time_went(
+    tmp_path: Path, stack: dict[str, Any], at_update: list[tuple[dict[str, Any], Rollout]]
+) -> None:
+    run = training.train(config(tmp_path / "run", **stack))
+    for (_, rollout), row in zip(at_update, run.rows, strict=True):
+        keep = rollout.valid
+        returns, left = rollout.returns[keep].astype(float), (rollout.returns - rollout.values)[keep].astype(float)
+        assert row["explained_var"] == pytest.approx(1 - left.var() / returns.var(), abs=1e-5)
+    for before, row in itertools.pairwise(run.rows):
+        seconds = {name: value for name, value in row.items() if name.startswith("time/")}
+        assert set(seconds) == {"time/physics", "time/act", "time/advantage", "time/update"}
+        assert min(seconds.values()) > 0
+        assert sum(seconds.values()) <= row["wall_s"] - before["wall_s"] + 1e-5  # nothing is counted twice
 
 
 def test_metrics_rows_have_the_promised_names_and_are_json(tmp_path: Path) -> None:
