@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ppo_fast import kernels
+from ppo_fast import checkpoint, kernels
 
 # A run of about a tenth of a second: 4 environments x 32 steps, two minibatches of 64, no TensorBoard.
 _TINY = (
@@ -17,6 +18,16 @@ _TINY = (
     "--update eager --device cpu --eval-every 0 --eval-episodes 2 --checkpoint-every 200 --log"
 )
 TINY = _TINY.split()
+
+
+def with_a_best_one(run: Path, copy: Path) -> Path:
+    """Copy a run and let its oldest checkpoint be the best; return that one's path."""
+    shutil.copytree(run, copy)
+    oldest, *_, newest = sorted((copy / "checkpoints").iterdir())
+    saved = checkpoint.load(newest)
+    state = {**saved.state, "best_step": int(oldest.name.removeprefix("step_"))}
+    checkpoint.save(newest.parent, state["env_steps"], model=saved.model, train=saved.train, state=state, keep=9)
+    return oldest
 
 
 @dataclass(frozen=True)

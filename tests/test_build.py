@@ -170,12 +170,15 @@ def test_the_core_is_portable_and_has_no_fast_math() -> None:
     assert not re.search(r"-march|-ffast-math|-fopenmp", info["flags"])
 
 
-def test_a_failed_build_does_not_leave_an_older_core_behind(tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variables", [{"PPO_FAST_BUILD": "skip"}, {"PPO_FAST_BUILD": "auto", "CXX": "false"}])
+def test_a_build_that_makes_no_core_does_not_leave_an_older_one_behind(
+    variables: dict[str, str], tree: Path, tmp_path: Path
+) -> None:
     built = tree / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "ppo_fast"
     older = built / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     built.mkdir(parents=True, exist_ok=True)
     older.write_bytes(b"of an earlier build")
-    again = install(tree, tmp_path / "site", PPO_FAST_BUILD="skip")
+    again = install(tree, tmp_path / "site", **variables)
     assert again.pip.returncode == 0
     assert (built / "_build_info.json").exists()  # it was built there, and not somewhere else
     assert not older.exists()

@@ -291,7 +291,6 @@ def test_what_fails_in_the_trainer_leaves_nothing(
 
     monkeypatch.setattr("ppo_fast.parts.make_learner", no_compiler)
     is_refused(command(*TINY, "--run-dir", "r"), "torch.compile does not work here: no compiler")
-    monkeypatch.setattr("ppo_fast.envs.make", no_compiler)
     assert not files_below(tmp_path)
 
 

@@ -356,6 +356,12 @@ def test_the_repository_names_no_machine() -> None:
 def test_every_test_that_the_documentation_names_exists() -> None:
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     defined = set(re.findall(r"def (test_\w+)", tests))
-    named = {name for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    paths = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"]
+    pages = [page.read_text() for page in paths]
+    named = {name for page in pages for name in re.findall(r"`(?:[\w/]+\.py::)?(test_\w+)`", page)}
     assert len(named) > 25
-    assert named - defined == set()
+    benches = "\n".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    assert named - defined - set(re.findall(r"def (test_\w+)", benches)) == set()
+    files = {file for page in pages for file in re.findall(r"\b(?:tests|benchmarks)/\w+\.py", page)}
+    assert len(files) > 5
+    assert [file for file in sorted(files) if not (ROOT / file).exists()] == []

@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 import onnx
 import pytest
-from commands import Outcome, call, files_below
+from commands import Outcome, call, files_below, with_a_best_one
 from gymnasium.envs.registration import WrapperSpec
 from numpy.typing import NDArray
 from training import random_parameters
@@ -316,13 +316,16 @@ def test_the_example_runs_the_file_without_this_package(command: Command, traine
 
 
 def test_a_checkpoint_and_the_best_one_are_exported_as_well(command: Command, trained: Path, tmp_path: Path) -> None:
-    oldest = min((trained / "checkpoints").iterdir())
-    assert command(str(oldest), "--out", "old.onnx").code == 0
-    assert command(str(trained), "--best", "--out", "best.onnx").code == 0
+    oldest = with_a_best_one(trained, tmp_path / "run")
+    *_, previous, newest = sorted(oldest.parent.iterdir())
+    assert command(str(previous), "--out", "named.onnx").code == 0
+    assert command("run", "--best", "--out", "best.onnx").code == 0
+    assert command("run", "--out", "newest.onnx").code == 0
     steps = [
-        json.loads((tmp_path / f"{n}.contract.json").read_text())["checkpoint"]["env_steps"] for n in ("old", "best")
+        json.loads((tmp_path / f"{name}.contract.json").read_text())["checkpoint"]["env_steps"]
+        for name in ("named", "best", "newest")
     ]
-    assert steps == [int(oldest.name[5:]), checkpoint.load_best(trained / "checkpoints").state["env_steps"]]
+    assert steps == [int(path.name[5:]) for path in (previous, oldest, newest)]
 
 
 def test_a_file_that_acts_otherwise_is_not_written(

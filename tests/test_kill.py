@@ -259,12 +259,29 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, number: signal.Signals, 
         checkpoint.load(path)
 
 
-def test_a_signal_before_the_first_step_ends_the_process(tmp_path: Path) -> None:
-    process = start(tmp_path / "run")
-    time.sleep(0.3)  # imports
+SLOW_START = """
+import sys, time
+from ppo_fast.trainer import Trainer
+from ppo_fast.train import main
+Trainer.__init__ = lambda *args, **options: (print("starting", flush=True), time.sleep(60))
+sys.exit(main())
+"""
+
+
+def test_a_signal_before_there_is_anything_to_save_leaves_at_once(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_START, *command(tmp_path / "run", *stack_options("native"), steps=3000)[3:]],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while "starting" not in process.stdout.readline():
+        assert process.poll() is None
+    sent = time.monotonic()
     process.terminate()
-    process.communicate(timeout=30)
-    assert process.returncode != 0
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - sent < 2
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: leaving at once" in err
 
 
 SLOW_REPLAY = """

@@ -182,12 +182,12 @@ def test_a_view_is_drawn_at_most_eight_times_a_second_and_takes_a_bounded_share(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    pace, times = Pace(1 / 8, cost=0.01), []
+    pace, times = live_sink(Terminal())._draw_pace, []
     for tick in range(1000):  # 10 s
         now[0] = 100.0 + tick / 100
         if pace.due():
             times.append(now[0])
-            pace.took(0.001 if now[0] < 105 else 0.01)  # a hundredth of the time is 0.1 s, then 1 s
+            pace.took(0.0003 if now[0] < 105 else 0.003)  # 0.3 % of the time is 0.1 s, then 1 s
     assert 35 <= sum(t < 105 for t in times) <= 40
     assert 4 <= sum(t >= 105 for t in times) <= 6
 

@@ -16,7 +16,7 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from commands import Outcome, call, files_below
+from commands import Outcome, call, files_below, with_a_best_one
 from fakes import CountingEnv
 from training import config, train, use_fake_envs
 
@@ -127,6 +127,13 @@ def test_a_checkpoint_directory_is_played_as_well_as_a_run(command: Command, tra
     outcome = command(str(oldest), "--episodes", "2")
     assert outcome.code == 0
     assert outcome.out.startswith(f"InvertedPendulum-v5, {oldest}\n")
+
+
+def test_the_best_checkpoint_is_played_where_it_is_asked_for(command: Command, trained: Path, tmp_path: Path) -> None:
+    oldest = with_a_best_one(trained, tmp_path / "run")
+    outcome = command("run", "--best", "--episodes", "2")
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"InvertedPendulum-v5, run/checkpoints/{oldest.name}\n")
 
 
 def test_a_damaged_newest_is_named_and_passed_over_but_not_renamed(

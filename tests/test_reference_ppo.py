@@ -468,12 +468,11 @@ def test_every_step_of_an_update_is_as_exact_as_the_reference_on_its_recorded_ba
     metrics = learner.update(as_rollout(batch))
     assert taken[0] == len(ppo.steps) == 4 * metrics["epochs"]  # every minibatch has rows that count
     if target_kl is None:
-        assert metrics["epochs"] == 12  # 48 steps
-    else:
-        assert 1 <= metrics["epochs"] < 12  # both stopped after the same epoch
+        assert metrics["epochs"] == 12
+        rule.check()  # over 48 steps
+    else:  # both stopped after the same epoch, which leaves too few steps to pool
+        assert 1 <= metrics["epochs"] < 8
         assert reference_kl > target_kl
-    if rule.batches >= 32:  # a stopped update may have too few steps to pool
-        rule.check()
 
 
 # It learns

@@ -174,7 +174,12 @@ def test_they_are_warnings_in_the_log_and_a_rewind_forgets_them(caplog: pytest.L
     assert sink.present == []
 
 
-RUNS = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("2026-11-25_learning/*/metrics.jsonl"))
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+RUNS = sorted(path for kind in ("learning", "make-train") for path in RESULTS.glob(f"*_{kind}/**/metrics.jsonl"))
+
+
+def test_the_runs_that_learned_are_there() -> None:
+    assert len(RUNS) >= 13
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.parent.name)

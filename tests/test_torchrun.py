@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +79,39 @@ def test_killed_told_to_stop_and_ended_as_if_nothing_had_been(tmp_path: Path, ki
     assert not list(out.rglob(".tmp-*"))
     if kills == 3:
         assert len(set(told[0]["digests"])) == len(told[0]["digests"]) < len(whole[0].digests)
+
+
+def test_a_process_whose_peer_is_killed_leaves_at_once_with_code_4(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        where = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2}
+        where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": HERE.parent}
+        command = [sys.executable, "-m", "ppo_fast.train", *ARGS, "--total-timesteps", "100000000"]
+        processes.append(
+            subprocess.Popen(
+                [*command, "--run-dir", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+                env={**os.environ, **{name: str(value) for name, value in where.items()}},
+            )
+        )  # fmt: skip
+    killed, left = processes
+    rows = tmp_path / "run" / "metrics.jsonl"
+    try:
+        while not (rows.exists() and rows.read_text().count("\n") >= 2):
+            assert killed.poll() is left.poll() is None
+            time.sleep(0.05)
+        killed.kill()
+        begun = time.monotonic()
+        _, errors = left.communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+    assert left.returncode == 4
+    assert "process 1 of 2 goes no further: another one has ended" in errors
+    assert time.monotonic() - begun < 20  # a silent one is waited for longer
+    killed.communicate()
 
 
 # --- two machines ----------------------------------------------------------------------------------------------------

@@ -161,6 +161,9 @@ def test_how_a_trial_ended_decides_whether_another_is_made(make: Make) -> None:
     assert [record.why for record in records[:3]] == ["it does not divide", "no memory", "NaN"]
     assert records[3].seconds == 12.5
     assert trials.curves() == []
+    # What the sampler learns: a pruned trial counts as a bad one, and one that failed is no news of its options.
+    states = [trial.state.name for trial in trials._study.get_trials()]
+    assert states == ["PRUNED", "FAIL", "PRUNED", "PRUNED"]
 
 
 def test_what_was_completed_is_there_for_all(make: Make) -> None:
