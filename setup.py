@@ -35,7 +35,9 @@ def tool(name: str) -> str | None:
 def run(*command: str) -> None:
     """Run a command; if it fails, raise RuntimeError with its output from the first line that speaks of an error."""
     print("+", shlex.join(command), flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
     print(done.stdout, flush=True)
     if done.returncode != 0:
         lines = done.stdout.splitlines() or [f"{command[0]} returned {done.returncode} without a word"]

@@ -60,7 +60,14 @@ inline void measure(State& s, std::size_t lanes, std::int64_t adam_step, const M
         }
         float sums[kFold];
         std::memcpy(sums, partial, sizeof sums);
-        unit.squares[adam_step % 2] = static_cast<double>(fold(sums));
+        double squares = static_cast<double>(fold(sums));
+        if (squares > 0x1.fffffep127) {  // the squares do not fit in a float, though the gradient may
+            squares = 0.0;
+            for (i = 0; i < unit.size; ++i) {
+                squares += static_cast<double>(grad[i]) * static_cast<double>(grad[i]);
+            }
+        }
+        unit.squares[adam_step % 2] = squares;
     }
 }
 

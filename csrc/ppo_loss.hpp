@@ -132,7 +132,7 @@ inline float value_slope(const Hyper& hp, float value, float old_value, float ta
     const float near_error = old_value + clipped - target;
     const float near_slope = clipped == moved ? near_error : 0.0F;
     const float far = error * error, near = near_error * near_error;
-    *loss = 0.5F * (near > far ? near : far);
+    *loss = 0.5F * (far >= near ? far : near);  // NaN in V_old makes near NaN alone
     return far > near ? error : near > far ? near_slope : 0.5F * (error + near_slope);  // at a tie as torch.maximum
 }
 

@@ -38,9 +38,10 @@ def check_each(cfg: Any) -> None:
         require(getattr(cfg, name) >= 0, name, "at least 0")
     require(cfg.num_envs <= MAX_ENVS, "num_envs", f"at most {MAX_ENVS}")
     require(0 <= cfg.seed < 2**64, "seed", "in [0, 2**64)")
-    positive = "learning_rate policy_lr adam_eps clip_coef max_grad_norm clip_obs clip_reward delta"
+    positive = "learning_rate policy_lr clip_coef max_grad_norm clip_obs clip_reward delta"
     for name in positive.split():
         require(0 < getattr(cfg, name) < math.inf, name, "a finite number above 0")
+    require(2.0**-126 <= cfg.adam_eps < math.inf, "adam_eps", "a finite number, at least 2**-126")  # a normal float32
     require(0 < cfg.backtrack_coef < 1, "backtrack_coef", "between 0 and 1")
     for name in ("ent_coef", "vf_coef", "cg_damping"):
         require(0 <= getattr(cfg, name) < math.inf, name, "a finite number, at least 0")

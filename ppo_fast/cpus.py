@@ -16,7 +16,7 @@ def cpu_budget() -> float:
 
     Processes that train together on this machine share them: each has its part, and at least one.
     """
-    sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")  # by torchrun; distributed.py checks it
+    sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")  # by torchrun; distributed/ checks it
     return max(1.0, min(float(num_cpus()), cpu_quota()) / max(1, int(sharing) if sharing.isdigit() else 1))
 
 

@@ -58,7 +58,6 @@ WRONG_VALUES = [
         (name, value, "a finite number above 0")
         for name in (
             "learning_rate",
-            "adam_eps",
             "clip_coef",
             "max_grad_norm",
             "clip_obs",
@@ -68,6 +67,7 @@ WRONG_VALUES = [
         )
         for value in (-3e-4, 0.0, math.inf, math.nan)
     ],
+    *[("adam_eps", value, "a finite number, at least 2**-126") for value in (-1e-5, 0.0, 1e-39, math.inf, math.nan)],
     *[(name, v, "at least 0") for name in ("ent_coef", "vf_coef") for v in (-0.1, math.inf, math.nan)],
     *[(name, v, "in [0, 1]") for name in ("gamma", "gae_lambda") for v in (-0.01, 1.01, math.nan)],
     *[("log_std_init", value, "finite") for value in (math.inf, -math.inf, math.nan)],

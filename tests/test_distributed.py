@@ -156,6 +156,17 @@ def test_variables_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, name: str
         connect()
 
 
+@pytest.mark.parametrize(("ways", "count"), [("cuda:nccl", 2), ("cpu:gloo,cuda:gloo", 3)])
+def test_a_connection_of_someone_elses_that_does_not_fit_is_named(
+    monkeypatch: pytest.MonkeyPatch, ways: str, count: int
+) -> None:
+    variables(monkeypatch)
+    for name, value in (("is_initialized", True), ("get_backend_config", ways), ("get_world_size", count)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with pytest.raises(ConfigError, match=f"initialised with '{ways}' for {count} processes: ppo_fast needs"):
+        connect()
+
+
 def test_a_run_of_one_process_never_calls_torch_distributed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def called(*args: Any, **options: Any) -> None:
         raise AssertionError("torch.distributed was called")

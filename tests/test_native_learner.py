@@ -266,6 +266,18 @@ def test_step_is_as_exact_as_torch_adam_given_equal_gradients(simd: str) -> None
     rule.check()
 
 
+@pytest.mark.parametrize("simd", LEVELS)
+def test_a_gradient_whose_squares_overflow_is_clipped_like_another(simd: str) -> None:
+    flat = training.random_parameters(MODEL, 3)
+    huge, large = (make_learner(MODEL, flat, simd=simd) for _ in range(2))
+    gradient = torch.randn(MODEL.num_params, generator=torch.Generator().manual_seed(3))
+    norm = float(gradient.double().norm())
+    assert huge.step(gradient * 2.0**70) == pytest.approx(norm * 2.0**70, rel=2.0**-23)
+    assert large.step(gradient * 2.0**20) == pytest.approx(norm * 2.0**20, rel=1e-6)
+    torch.testing.assert_close(huge.flat, large.flat, rtol=0, atol=1e-8)
+    assert not torch.equal(huge.flat, flat)
+
+
 @pytest.mark.parametrize("norm_adv", ["none", "batch", "minibatch"])
 def test_whole_update_agrees_with_eager_step_by_step(norm_adv: str) -> None:
     # Teacher-forced: both start every update of one step from the same parameters and moments, those of eager.
@@ -358,7 +370,7 @@ def test_nan_in_reset_rows_changes_not_one_bit(norm_adv: str) -> None:
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("name", ["norm_obs", "actions", "log_probs", "advantages", "returns"])
+@pytest.mark.parametrize("name", ["norm_obs", "actions", "log_probs", "advantages", "returns", "values"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_and_infinity_in_a_valid_row_show_at_once(name: str, bad: float, activation: str) -> None:
@@ -366,7 +378,7 @@ def test_nan_and_infinity_in_a_valid_row_show_at_once(name: str, bad: float, act
     flat = training.random_parameters(model, 7)
     rollout = training.random_rollout(MODEL, training.random_parameters(MODEL, 7), 7, reset_rows=0.0)
     getattr(rollout, name)[3, 4] = bad
-    learner = make_learner(model, flat, minibatch_size=32)
+    learner = make_learner(model, flat, minibatch_size=32, clip_vloss=True)
     metrics = learner.update(rollout)
     saturates = activation == "tanh" and name == "norm_obs" and bad == np.inf  # tanh of infinity is 1; inf * 0 is not
     assert not (np.isfinite(list(metrics.values())).all() and learner.is_finite()) or saturates
@@ -489,6 +501,8 @@ def test_bad_arguments_of_gradient_and_step_are_errors() -> None:
     index = np.arange(32)
     for bad, message in (
         (index.astype(np.int32), "index must be int64"),
+        (index.tolist(), "index must be a NumPy array, got list"),
+        (index.tolist(), "index must be a NumPy array, got list"),
         (np.arange(33), "index must have shape"),
         (index + 64, r"index must lie in \[0, B\), got 64 at position 0"),
         (index - 1, "index must lie in"),
@@ -510,6 +524,7 @@ def test_bad_arguments_of_gradient_and_step_are_errors() -> None:
             chooser.gradient({**chosen, "actions": actions, "valid": np.ones_like(chosen["valid"])}, index)
     with pytest.raises(ShapeError, match="batch must have the fields"):
         learner.gradient({"valid": batch["valid"]}, index)
+    assert learner.step(torch.zeros(MODEL.num_params, requires_grad=True)) == 0.0
     with pytest.raises(ShapeError, match="gradient must"):
         learner.step(torch.zeros(3))
     with pytest.raises(ShapeError, match="gradient must"):

@@ -23,10 +23,10 @@ _POLL_S = 0.02
 def connect(timeout_s: float = RENDEZVOUS_S) -> Peers:
     """Return the processes among which this one was started: :data:`ALONE` unless ``WORLD_SIZE`` is above 1.
 
-    A connection that is there already is taken as it is.
+    A connection that is there already is taken as it is, if it serves the CPU and as many processes.
 
     Raises:
-        ConfigError: a variable that ``torchrun`` sets is missing or makes no sense.
+        ConfigError: a variable that ``torchrun`` sets is missing or makes no sense, or the connection does not fit.
         PeerError: the others did not come within ``timeout_s`` seconds.
     """
     size = _number("WORLD_SIZE", 1, 2**16) if "WORLD_SIZE" in os.environ else 1
@@ -44,7 +44,14 @@ def connect(timeout_s: float = RENDEZVOUS_S) -> Peers:
 
     if not dist.is_available() or not dist.is_gloo_available():
         raise ConfigError(f"WORLD_SIZE is {size}, but this build of torch has no torch.distributed with gloo")
-    if not dist.is_initialized():
+    if dist.is_initialized():
+        ways, count = dist.get_backend_config(), dist.get_world_size()
+        if "cpu:" not in ways or count != size:
+            raise ConfigError(
+                f"torch.distributed was initialised with {ways!r} for {count} processes: ppo_fast needs "
+                f"one that serves the CPU, such as 'cpu:gloo,cuda:nccl', for WORLD_SIZE = {size}"
+            )
+    else:
         store = _meet(rank, size, timeout_s)
         both = dist.is_nccl_available() and torch.cuda.is_available()
         with _met(rank, size):

@@ -37,7 +37,7 @@ def check_array(name: str, array: Any, dtype: np.dtype[Any], axes: str, shape: S
 
 def check_layout(name: str, array: Any, dtypes: tuple[np.dtype[Any], ...]) -> None:
     """Raise ShapeError unless ``array`` is a C-contiguous, aligned NumPy array of one of these dtypes."""
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):  # of which some would see the mask
         raise ShapeError(f"{name} must be a NumPy array, got {type(array).__name__}")
     flags = array.flags
     if array.dtype not in dtypes or not flags.c_contiguous or not flags.aligned:
@@ -81,7 +81,7 @@ def check_fraction(name: str, value: Any) -> float:
     """Return ``value`` as a float, or raise ConfigError unless it is a number in [0, 1]."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if not 0.0 <= number <= 1.0:  # NaN fails too
         raise ConfigError(f"{name} must be a number in [0, 1], got {value!r}")
@@ -97,7 +97,7 @@ def check_range(name: str, array: np.ndarray[Any, Any], high: int, high_name: st
 
 
 def check_choices(actions: np.ndarray[Any, Any], count: int) -> None:
-    """Raise ShapeError unless every action is an index of ``count`` ones, a whole number; a count of 0 has none."""
+    """Raise ShapeError unless every action is an index of ``count`` ones, a whole number."""
     wrong = ~((actions >= 0) & (actions < count) & (actions == np.floor(actions)))  # NaN too
-    if count and wrong.any():
+    if wrong.any():
         raise ShapeError(f"actions must be indices 0 ... {count - 1}, got {float(actions[wrong][0])!r}")

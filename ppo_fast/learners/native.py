@@ -18,7 +18,7 @@ from ppo_fast.config import Config
 from ppo_fast.cpus import cpu_budget
 from ppo_fast.distributed import ALONE, Peers
 from ppo_fast.errors import BackendError, ShapeError
-from ppo_fast.kernels._checks import FLOAT32, INT64, check_array, check_choices, check_range
+from ppo_fast.kernels._checks import FLOAT32, INT64, check_array, check_choices, check_layout, check_range
 from ppo_fast.learners.ppo_base import Order, PPOLearner
 from ppo_fast.learners.ppo_step import STATS, Minibatch
 from ppo_fast.models import ActorCritic
@@ -131,9 +131,11 @@ class NativeLearner(PPOLearner):
         for name in Minibatch._fields:
             axes, *width = widths.get(name, ("(B,)",))
             check_array(name, batch[name], FLOAT32, str(axes), (rows, *map(int, width)))
+        check_layout("index", index, (INT64,))
         check_array("index", index, INT64, "(M,)", (min(index.size, self.cfg.minibatch_size),))
         check_range("index", index, rows, "B")
-        check_choices(batch["actions"][index[batch["valid"][index] > 0]], self.model.num_actions)
+        if self.model.num_actions:
+            check_choices(batch["actions"][index[batch["valid"][index] > 0]], self.model.num_actions)
         self._begin()
         return self._gradient_of(batch, index)
 
@@ -158,6 +160,7 @@ class NativeLearner(PPOLearner):
         Raises:
             ShapeError: ``gradient`` is not (P,) float32.
         """
+        gradient = gradient.detach()
         check_array("gradient", gradient.numpy(), FLOAT32, "(P,)", (self.model.num_params,))
         self._begin()
         norm = self._step(gradient)

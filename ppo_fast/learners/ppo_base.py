@@ -212,7 +212,7 @@ class PPOLearner(ABC):
         chosen = advantages[valid].astype(np.float64)
         if self.cfg.norm_adv != "batch" or not chosen.size:
             return advantages
-        normed = (advantages - chosen.mean()) / (chosen.std() + ADV_EPS)
+        normed = (advantages.astype(np.float64) - chosen.mean()) / (chosen.std() + ADV_EPS)
         return np.where(valid, normed, 0.0).astype(np.float32)
 
     def _check(self, rollout: Rollout) -> None:
@@ -226,7 +226,8 @@ class PPOLearner(ABC):
         for name in ("log_probs", "advantages", "returns", "values"):
             check(name, "(T, N)", steps, envs)
         check("valid", "(T, N)", steps, envs, dtype=BOOL)
-        check_choices(rollout.actions[rollout.valid], self.model.num_actions)
+        if self.model.num_actions:
+            check_choices(rollout.actions[rollout.valid], self.model.num_actions)
 
     def _metrics(self, stats: Tensor) -> dict[str, float]:
         sums = dict(zip(STATS, stats.tolist(), strict=True))

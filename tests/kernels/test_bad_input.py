@@ -126,6 +126,8 @@ BAD: list[tuple[str, Callable[[], Any], type[PPOFastError], str]] = [
     ("epoch", lambda: kernels.stream_id(0, -1), ConfigError, "epoch must be an integer in [0, 2**40), got -1"),
     ("num_envs", lambda: kernels.env_seeds(1, 0, -1), ConfigError, "num_envs must be an integer in [0, 2**31), got -1"),
     ("purpose", lambda: kernels.env_seeds(1, 0, 1, 2**24), ConfigError, "purpose must be an integer in [0, 2**24), got 16777216"),
+    ("mask", lambda: gae(rewards=np.ma.masked_array(np.zeros((2, 1), np.float32))), ShapeError, "rewards must be a NumPy array, got MaskedArray"),
+    ("gamma vast", lambda: gae(gamma=10**400), ConfigError, f"gamma must be a number in [0, 1], got {10**400}"),
     ("gamma", lambda: gae(gamma=1.5), ConfigError, "gamma must be a number in [0, 1], got 1.5"),
     ("gamma nan", lambda: gae(gamma=float("nan")), ConfigError, "gamma must be a number in [0, 1], got nan"),
     ("lambda", lambda: gae(gae_lambda=-0.1), ConfigError, "gae_lambda must be a number in [0, 1], got -0.1"),
