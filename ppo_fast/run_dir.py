@@ -282,3 +282,8 @@ def _check_continues(cfg: Config, saved: checkpoint.Checkpoint) -> None:
     for name, now in cfg.to_dict().items():
         if name in _FIXED and old[name] != now:
             raise ConfigError(f"{name} was {old[name]!r} in {saved.path}, and cannot become {now!r} on resume")
+    before, now = config.get("learning_rate"), cfg.learning_rate
+    if cfg.adaptive_kl is not None and config.get("adaptive_kl") is not None and before != now:  # it would be ignored
+        raise ConfigError(
+            f"learning_rate was {before!r} in {saved.path}, and cannot become {now!r} on resume: adaptive_kl moved it"
+        )

@@ -700,12 +700,14 @@ def test_a_checkpoint_outside_a_run_directory_needs_one(command: Command, tmp_pa
         ("--activation relu", "activation was 'tanh' in "),
         ("--no-norm-obs", "norm_obs was True in "),
         ("--no-norm-reward", "norm_reward was True in "),
+        ("--learning-rate 1e-3", "learning_rate was 0.0003 in "),
     ],
 )
 def test_what_a_run_cannot_change_on_its_way_is_refused(
     command: Command, tmp_path: Path, option: str, said: str
 ) -> None:
-    assert command(*TINY, "--run-dir", "r").code == 0
+    adaptive = ("--no-anneal-lr", "--adaptive-kl", "0.02")  # which moves the learning rate
+    assert command(*TINY, *adaptive, "--run-dir", "r").code == 0
     before = files_below(tmp_path)
     is_refused(command("--run-dir", "r", "--resume", "auto", *option.split()), said, "cannot become", "on resume")
     assert files_below(tmp_path) == before
