@@ -154,7 +154,8 @@ def test_every_recipe_is_a_run_and_none_is_there_twice(task: str) -> None:
 def test_preset_sample_is_preset_fast_on_some_tasks() -> None:
     assert preset_sample_is("Humanoid-v5") == FAST
     assert SAMPLE not in recipes("Humanoid-v5")
-    assert preset_sample_is("Ant-v5") == ""  # its update stops, too
+    assert preset_sample_is("Ant-v5") == FAST
+    assert preset_sample_is("Hopper-v5") == ""  # wider layers than in fast
     assert preset_sample_is("HalfCheetah-v5") == ""  # its layers are wider
     assert preset_sample_is("Hopper-v5") == ""  # its advantages are scaled by batch
     assert SAMPLE in recipes("Hopper-v5")

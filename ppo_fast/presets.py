@@ -1,8 +1,8 @@
 """Hyper-parameters per task and aim, each line with its source, and the order in which options override each other.
 
-``fast`` is the least wall-clock to a good policy: minibatches of 256.
+``fast`` is the least wall-clock to a good policy: minibatches of 256, wider layers where they are no later.
 ``sample`` is the best return at 1M and 3M steps: minibatches of 64 (the recipe of Tianshou's MuJoCo benchmark: 64
-environments x 32 steps, 10 epochs), except where larger ones learned as much or more; wider layers where they did.
+environments x 32 steps, 10 epochs), except where larger ones learned as much or more. On most tasks both are the same.
 TRPO and REINFORCE have the preset's rollout and networks, and an update of their own.
 """
 
@@ -67,49 +67,43 @@ _HOPPER: dict[str, Any] = {**_FAST, "norm_adv": "batch", "max_grad_norm": 100.0,
 # no earlier (alone on a core, 135 s and 133 s to 2000 and 302 s and 184 s to 3000; 131, 176, 184 and 275 s so).
 _ANT: dict[str, Any] = {**_CALM, "target_kl": 0.02, "hidden_sizes": (128, 128)}
 
+# Annealed over 3M steps, last tenth. Seeds 28, 30 and 31: 8.6k, 8.0k and 7.7k so, 6.8k, 6.9k and 7.5k with layers of
+# 64. With those: 9.0k, 8.7k and 8.7k on seeds 27, 29 and 32, but 7.1k in the mean of seeds 51 to 55 (8.4k so), where
+# the median time to 5000 was the same, 44 s, and to 6500 70 s of four of them (71 s of all five so); annealed over
+# 10M, 9.5k, 8.1k and 8.3k on seeds 31, 51 and 52. Minibatches of 64 ended at 6.5k and 6.1k (31 and 32), at 7.1k with
+# half the rate (31); on seed 28 a KL stop of 0.015 ended at 6.8k, ELU at 6.0k, a log-std of -0.5 at 5.4k and of -2 at
+# 4.8k; first episodes of staggered length had 7.6k and 8.2k on seeds 28 and 31 and changed nothing on 27 and 29.
+_CHEETAH: dict[str, Any] = {**_CALM, "hidden_sizes": (128, 128)}
+
 # 3M steps, last tenth, seed 32: 5.8k so, 5.0k with layers of 64; half a million steps in, 3.5k and 1.2k. With those,
 # 5.6k on seed 31, and 4.6k and 5.5k (stopped at 2.5M) with Hopper's options, but 4.4k in the mean of seeds 51 to 55
 # (5.4k so), which reached 4000 in 189 s in the median (128 s so). Minibatches of 64 were not tried here.
 _WALKER: dict[str, Any] = {**_CALM, "hidden_sizes": (128, 128)}
 
+# Ten whole epochs go too far: with minibatches of 64, 1M steps ended at 0.8k, 1.6k and 0.7k without the stop, at
+# 5.5k, 2.4k and 5.7k with it (seeds 11 to 13, docs/lineage.md; at 1M and 64 wide it did nothing on HalfCheetah and
+# Ant, and harm on Hopper). With minibatches of 256 and it, 5.3k and 5.5k on seeds 12 and 13, 5.4k on 31, where it was
+# 3.2k without.
+_HUMANOID: dict[str, Any] = {"target_kl": 0.02}
+
+# Annealed over 3M steps, seed 31: 150k at 1M, 221k at the end; without the stop the same until 0.9M, where it was
+# left, at a KL of 0.05.
+_STANDUP: dict[str, Any] = {"target_kl": 0.02}
+
+# In both presets: what learned most was as early as anything else.
+_BOTH: dict[str, dict[str, Any]] = {
+    "Ant-v5": {**_FAST, **_ANT},
+    "HalfCheetah-v5": {**_FAST, **_CHEETAH},
+    "Humanoid-v5": {**_FAST, **_HUMANOID},
+    "HumanoidStandup-v5": {**_FAST, **_STANDUP},
+    "InvertedDoublePendulum-v5": _DOUBLE_PENDULUM,
+    "Swimmer-v5": _SWIMMER,
+    "Walker2d-v5": {**_FAST, **_WALKER},
+}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "fast": {
-        "*": _FAST,
-        "Ant-v5": _ANT,
-        # Layers of 64, unlike in sample: 5000 after 24, 30 and 41 s of a core on seeds 31, 28 and 30, where those of
-        # 128 took 43, 37 and 49.
-        "HalfCheetah-v5": _CALM,
-        "Walker2d-v5": _WALKER,
-        # 1M steps, last tenth, seed 31: 5.4k with the stop and 3.2k without.
-        "Humanoid-v5": {"target_kl": 0.02},
-        # As in sample, which is the same.
-        "HumanoidStandup-v5": {"target_kl": 0.02},
-        "Swimmer-v5": _SWIMMER,
-        "Reacher-v5": _REACHER,
-        "InvertedDoublePendulum-v5": _DOUBLE_PENDULUM,
-    },
-    "sample": {
-        "*": _SAMPLE,
-        "Ant-v5": {**_FAST, **_ANT},
-        "Hopper-v5": _HOPPER,
-        # Annealed over 3M steps, last tenth. Seeds 28, 30 and 31: 8.6k, 8.0k and 7.7k so, 6.8k, 6.9k and 7.5k with
-        # layers of 64. With those: 9.0k, 8.7k and 8.7k on seeds 27, 29 and 32, but 7.1k in the mean of seeds 51 to 55
-        # (8.4k so); minibatches of 64 ended at 6.5k and 6.1k (31 and 32), at 7.1k with half the rate (31); on seed 28 a
-        # KL stop of 0.015 ended at 6.8k, ELU at 6.0k, a log-std of -0.5 at 5.4k and of -2 at 4.8k; first episodes of
-        # staggered length had 7.6k and 8.2k on seeds 28 and 31 and changed nothing on 27 and 29.
-        "HalfCheetah-v5": {**_FAST, **_CALM, "hidden_sizes": (128, 128)},
-        "Walker2d-v5": {**_FAST, **_WALKER},
-        # Ten whole epochs go too far: with minibatches of 64, 1M steps ended at 0.8k, 1.6k and 0.7k without the stop,
-        # at 5.5k, 2.4k and 5.7k with it (seeds 11 to 13, docs/lineage.md; at 1M and 64 wide it did nothing on
-        # HalfCheetah and Ant, and harm on Hopper). With minibatches of 256 and it, 5.3k and 5.5k on seeds 12 and 13.
-        "Humanoid-v5": {**_FAST, "target_kl": 0.02},
-        # Annealed over 3M steps, seed 31: 150k at 1M, 221k at the end; without the stop the same until 0.9M, where it
-        # was left, at a KL of 0.05.
-        "HumanoidStandup-v5": {**_FAST, "target_kl": 0.02},
-        "Swimmer-v5": _SWIMMER,
-        "Reacher-v5": _REACHER,
-        "InvertedDoublePendulum-v5": _DOUBLE_PENDULUM,
-    },
+    "fast": {"*": _FAST, **_BOTH, "Reacher-v5": _REACHER},
+    "sample": {"*": _SAMPLE, **_BOTH, "Reacher-v5": _REACHER, "Hopper-v5": _HOPPER},
 }
 
 # What the others have in place of PPO's update. They normalise advantages over the batch that their policy step takes.
