@@ -11,6 +11,8 @@ import gymnasium
 import numpy as np
 import onnxruntime
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 path, episodes = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 5
 contract = json.loads(path.with_suffix(".contract.json").read_text())
 policy = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -246,6 +246,8 @@ def locate(
         if not path.exists():
             raise CheckpointError(f"no run or checkpoint at {str(path)!r}")
         is_one = (path / "manifest.json").exists() or path.name.startswith("step_")
+        if not is_one and not (path / "checkpoints").is_dir():
+            raise CheckpointError(f"{str(path)!r} is no run directory or checkpoint")
     except OSError as err:
         raise CheckpointError(f"{str(path)!r} cannot be read: {err.strerror}") from None
     if is_one:

@@ -6,12 +6,14 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import logging
 import os
 import re
+import select
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -26,7 +28,12 @@ from ppo_fast.presets import resolve_options
 from ppo_fast.typecheck import describe_type
 
 EXIT_BAD_INPUT = PPOFastError.exit_code
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
+# What other libraries call an option.
+ELSEWHERE = {
+    "lr": "--learning-rate", "n_envs": "--num-envs", "n_steps": "--num-steps", "batch_size": "--minibatch-size",
+    "n_epochs": "--update-epochs", "clip_range": "--clip-coef", "total_steps": "--total-timesteps",
+}  # fmt: skip
 
 Options = TypeVar("Options")
 
@@ -158,7 +165,8 @@ def target_file(option: str, given: str, suffix: str) -> Path:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+        found = re.fullmatch(r"argument --([a-z-]+).*: expected one argument", message)
+        raise ConfigError(f"{found[1].replace('-', '_')} must be given after --{found[1]}" if found else message)
 
 
 def parse_options(
@@ -168,8 +176,11 @@ def parse_options(
     prog: str,
     description: str | None = None,
     default: Options | None = None,
+    after_dashes: Collection[str] = (),
 ) -> Options:
     """Parse ``args`` (None: those of this process) with tyro into a ``kind``, a dataclass; its errors become one line.
+
+    ``after_dashes`` names what is no option here but may follow ``--``.
 
     Raises:
         ConfigError: an option is unknown, or a value is missing or of another type.
@@ -179,10 +190,17 @@ def parse_options(
     hints = typing.get_type_hints(kind)
     known = {f"--{name}".replace("_", "-") for name in hints}
     known |= {f"--no-{name}".replace("_", "-") for name, hint in hints.items() if hint is bool}
-    for arg in args:
-        flag = arg.partition("=")[0]
+    known |= {"--config"} if kind is _Options else set()
+    for arg, word in itertools.pairwise([*args, ""]):
+        flag, _, tail = arg.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
         if re.match(r"--[^-]", flag) and flag.replace("_", "-") not in known | {"--help"}:
-            raise ConfigError(f"unknown option {flag!r}{did_you_mean(flag.replace('_', '-'), known)}")
+            if name in after_dashes:
+                raise ConfigError(f"{name} is an option of the runs: write {flag} after --")
+            usual = f" (did you mean {ELSEWHERE[name]!r}?)" if ELSEWHERE.get(name) in known else ""
+            raise ConfigError(f"unknown option {flag!r}{usual or did_you_mean(flag.replace('_', '-'), known)}")
+        if hints.get(name.removeprefix("no_")) is bool and (tail or word).lower() in ("true", "false", "1", "0"):
+            raise ConfigError(f"{name} is a switch, --{name.replace('_', '-')} or its opposite, got {tail or word!r}")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -199,7 +217,11 @@ def _one_line(complaint: str, args: Sequence[str], hints: Mapping[str, Any]) -> 
     words = " ".join(re.sub("[│╭╮╰╯]", " ", complaint).split())
     found = re.search(r"(?:parsing |argument ')--([a-z-]+)", words)
     if found and (name := found[1].replace("-", "_")) in hints:
-        return f"{name} must be {describe_type(hints[name])}, got {_given(f'--{found[1]}', args)!r}"
+        allowed = describe_type(hints[name]).replace(" or unset", " or None")
+        spaces = " (with spaces between them)" if "list" in allowed else ""
+        return f"{name} must be {allowed}{spaces}, got {_given(f'--{found[1]}', args)!r}"
+    if found := re.search(r"Unrecognized options: (.*?) [-─]{3,}", words):
+        return f"{found[1]!r} has no option before it; every value follows the name of an option, as in --seed 1"
     parts = [part.strip(" ─") for part in re.split("[-─]{3,}", words)]
     return max(parts[:2], key=len)  # the title, or the text below it
 
@@ -223,7 +245,8 @@ def run_command(main: Callable[[], int | None], *, prog: str) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     try:
-        return main() or 0
+        with _flushed():
+            return main() or 0
     except PPOFastError as err:
         what = "stopped" if isinstance(err, NonFiniteError) else "error"
         print(f"{prog}: {what}: {' '.join(str(err).split())}", file=sys.stderr)
@@ -237,3 +260,19 @@ def run_command(main: Callable[[], int | None], *, prog: str) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read the output, as in "| head", has left
+        return EXIT_BROKEN_PIPE
+
+
+@contextlib.contextmanager
+def _flushed() -> Iterator[None]:
+    """Write out at the end what was printed, because at the exit of the interpreter it is too late for an error."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()

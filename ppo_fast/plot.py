@@ -41,11 +41,12 @@ def main(args: list[str] | None = None) -> int:
 
 def _plot(options: PlotOptions) -> None:
     from ppo_fast import scores
+    from ppo_fast.cli import target_file
 
     out = options.out or ("" if options.html else "curves.png")
     for name, path, suffix in (("out", out, ".png"), ("html", options.html, ".html")):
-        if path and (Path(path).suffix != suffix or not Path(path).absolute().parent.is_dir()):
-            raise ConfigError(f"{name} must be a path that ends in {suffix}, in a directory that exists, got {path!r}")
+        if path:
+            target_file(name, path, suffix)
     if not options.runs:
         raise ConfigError("name at least one run directory")
     places = [Path(path).resolve() for path in options.runs]

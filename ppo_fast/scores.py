@@ -78,6 +78,8 @@ def read_run(path: Path) -> RunScores:
     Raises:
         ConfigError: it is no run directory, or one of another kind.
     """
+    if not path.exists():
+        raise ConfigError(f"no run at {str(path)!r}")
     try:
         config = json.loads((path / "config.json").read_bytes())
         rows = read_jsonl(path / "evaluations.jsonl")

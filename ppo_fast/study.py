@@ -55,12 +55,15 @@ class Run(Job):
 def main(args: list[str] | None = None) -> int:
     """Parse the options, make the runs that are missing, write the results; return the exit code."""
     from ppo_fast.cli import parse_options, run_command
+    from ppo_fast.config import FIELDS
 
     argv = sys.argv[1:] if args is None else args
     cut = argv.index("--") if "--" in argv else len(argv)
 
     def study() -> int:
-        options = parse_options(StudyOptions, argv[:cut], prog=PROG, description=inspect.getdoc(StudyOptions))
+        options = parse_options(
+            StudyOptions, argv[:cut], prog=PROG, description=inspect.getdoc(StudyOptions), after_dashes=FIELDS
+        )
         return Study(options, argv[cut + 1 :]).run()
 
     return run_command(study, prog="ppo_fast.study")
@@ -78,6 +81,8 @@ def _runs(options: StudyOptions, extra: list[str]) -> list[Run]:
     for name, least in (("seeds", 1), ("first_seed", 0), ("eval_every", 0), ("gymnasium_episodes", 0)):
         if getattr(options, name) < least:
             raise ConfigError(f"{name} must be at least {least}, got {getattr(options, name)}")
+    if min(options.at, default=1) < 1:
+        raise ConfigError(f"at must name steps, each at least 1, got {' '.join(map(str, options.at))}")
     if not options.envs:
         raise ConfigError("envs must name at least one environment")
     if twice := sorted({env for env in options.envs if options.envs.count(env) > 1}):
@@ -113,7 +118,10 @@ class Study:
         """Make the runs that are missing, write the results; return the exit code."""
         from ppo_fast.runs import is_finished
 
-        (self.out / "logs").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.out / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise ConfigError(f"out {self.options.out!r} cannot be made: {err.strerror}") from None
         waiting = [run for run in self.runs if not is_finished(run.path, run.cfg)]
         print(
             f"{len(self.runs)} runs, {len(self.runs) - len(waiting)} finished, on {self.options.cores_per_run} of the "

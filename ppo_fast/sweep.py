@@ -59,6 +59,7 @@ class SweepOptions:
 def main(args: list[str] | None = None) -> int:
     """Parse the options, make trials until there are enough; return the exit code."""
     from ppo_fast.cli import parse_options, run_command
+    from ppo_fast.config import FIELDS
 
     argv = sys.argv[1:] if args is None else args
     cut = argv.index("--") if "--" in argv else len(argv)
@@ -66,7 +67,9 @@ def main(args: list[str] | None = None) -> int:
     def sweep() -> int:
         if sum(arg.partition("=")[0] == "--search" for arg in argv[:cut]) > 1:  # tyro would take the last
             raise ConfigError("--search is given more than once; name all options behind one: --search a=... b=...")
-        options = parse_options(SweepOptions, argv[:cut], prog=PROG, description=inspect.getdoc(SweepOptions))
+        options = parse_options(
+            SweepOptions, argv[:cut], prog=PROG, description=inspect.getdoc(SweepOptions), after_dashes=FIELDS
+        )
         return Sweep(options, argv[cut + 1 :]).run()
 
     return run_command(sweep, prog="ppo_fast.sweep")

@@ -236,6 +236,8 @@ def banner(trainer: Trainer) -> str:
         lines["resumed"] = f"from step {info['resumed_at']:,}, " + (
             f"not bit-exactly ({'; '.join(differs)})" if differs else "bit-exactly, by replaying the environments"
         )
+    elif cfg.resume:
+        lines["resumed"] = "nothing, because the run dir holds no checkpoint: this is a new run"
     return "\n".join(f"{name + ':':<14}{text}" for name, text in lines.items() if text)
 
 

@@ -67,6 +67,25 @@ def shell(*args: str, cwd: Path, code: str = "", **env: str) -> subprocess.Compl
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False)
 
 
+def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ppo_fast.train", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_pipe_that_is_not_the_output_is_an_error_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise BrokenPipeError("to a process of the environments")
+
+    with open(os.devnull, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(BrokenPipeError, match="of the environments"):
+            cli.run_command(broken, prog="x")
+
+
 def is_refused(outcome: Outcome, *said: str, prog: str = "ppo_fast.train") -> None:
     """Fail unless the command ended with exit code 2 and one line on stderr that says all of ``said``."""
     assert outcome.code == 2
@@ -196,15 +215,23 @@ BAD_INPUT = [
     (["--learning-rate=fast"], ["learning_rate must be a number, got 'fast'"]),
     (["--gamma", "1.5"], ["gamma must be in [0, 1], got 1.5"]),
     (["--seed", "-1"], ["seed must be in [0, 2**64), got -1"]),
-    (["--target-kl", "low"], ["target_kl must be a number or unset, got 'low'"]),
-    (["--hidden-sizes", "64", "wide"], ["hidden_sizes must be a list of items that are an integer, got '64 wide'"]),
+    (["--target-kl", "low"], ["target_kl must be a number or None, got 'low'"]),
+    (["--hidden-sizes", "64", "wide"], ["hidden_sizes must be a list of items that are an integer", "got '64 wide'"]),
+    (["--hidden-sizes", "64,64"], ["an integer (with spaces between them), got '64,64'"]),
     (["--hidden-sizes"], ["hidden_sizes must be one or more widths, each >= 1, got ()"]),
     (["--device", "gpu"], ["device must be one of 'auto', 'cpu', 'cuda', got 'gpu'"]),
     (["--device", "cuda"], ["device 'cuda' was asked for, but torch sees no CUDA device", "'auto', 'cpu'"]),
     (["--preset", "quick"], ["preset must be one of 'fast', 'sample', got 'quick'"]),
-    (["--kernels", "rust"], ["kernels must be one of 'auto', 'cpp', 'numba', 'reference' or unset, got 'rust'"]),
-    (["--log", "csv"], ["log must be a list of items that are one of 'tensorboard', 'wandb', got 'csv'"]),
+    (["--kernels", "rust"], ["kernels must be one of 'auto', 'cpp', 'numba', 'reference' or None, got 'rust'"]),
+    (["--log", "csv"], ["log must be a list of items that are one of 'tensorboard', 'wandb'", "got 'csv'"]),
     (["--log", "wandb", "wandb"], ["log must be a list without repetitions"]),
+    (["--confg", "a.toml"], ["unknown option '--confg'", "did you mean '--config'"]),
+    (["--lr", "1e-3"], ["unknown option '--lr' (did you mean '--learning-rate'?)"]),
+    (["--anneal-lr", "False"], ["anneal_lr is a switch, --anneal-lr or its opposite, got 'False'"]),
+    (["--no-norm-obs=true"], ["no_norm_obs is a switch, --no-norm-obs or its opposite, got 'true'"]),
+    (["--target-kl", "none"], ["target_kl must be a number or None, got 'none'"]),
+    (["Ant-v5"], ["'Ant-v5' has no option before it"]),
+    (["--env"], ["env must be given after --env"]),
     (["--num-env", "4"], ["unknown option '--num-env'", "did you mean '--num-envs'"]),
     (["--learning_rat=4"], ["unknown option '--learning_rat'", "did you mean '--learning-rate'"]),
     (["--ppo.clip-coef", "0.2"], ["unknown option '--ppo.clip-coef'", "'--clip-coef'"]),
@@ -220,8 +247,8 @@ BAD_INPUT = [
     (["--run-dir", "a-file/below/it"], ["run_dir 'a-file/below/it' cannot be written", "is not a directory"]),
     (["--run-dir", "x" * 300], ["cannot be written: File name too long"]),
     (["--resume", "nowhere"], ["no run or checkpoint at 'nowhere'"]),
-    (["--resume", "a-directory"], ["no checkpoint in a-directory/checkpoints"]),
-    (["--resume", "a-file"], ["no checkpoint in a-file/checkpoints"]),
+    (["--resume", "a-directory"], ["'a-directory' is no run directory or checkpoint"]),
+    (["--resume", "a-file"], ["'a-file' is no run directory or checkpoint"]),
     (["--resume"], ["--resume"]),
     (["--resume", "auto"], ["resume 'auto' needs run_dir"]),
     (["--log", "wandb"], ["--log wandb", "pip install wandb"]),
@@ -546,7 +573,7 @@ def test_a_run_is_not_overwritten(command: Command, tmp_path: Path) -> None:
 def test_auto_starts_afresh_in_a_directory_that_never_held_a_checkpoint(command: Command, tmp_path: Path) -> None:
     outcome = command(*TINY, "--run-dir", "r", "--resume", "auto")
     assert outcome.code == 0
-    assert "resumed" not in outcome.out
+    assert "resumed:      nothing, because the run dir holds no checkpoint: this is a new run" in outcome.out
     # Killed before its first checkpoint: rows of metrics and a half-written checkpoint, but nothing to go on from.
     shutil.rmtree(tmp_path / "r" / "checkpoints")
     (tmp_path / "r" / "checkpoints" / ".tmp-1-step_000000000200").mkdir(parents=True)

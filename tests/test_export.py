@@ -341,8 +341,8 @@ def test_a_file_that_acts_otherwise_is_not_written(
     [
         ([], ["RUN"]),
         (["nowhere"], ["no run or checkpoint at 'nowhere'"]),
-        (["a-file"], ["no checkpoint in a-file/checkpoints"]),
-        (["."], ["no checkpoint in checkpoints"]),
+        (["a-file"], ["'a-file' is no run directory or checkpoint"]),
+        (["."], ["'.' is no run directory or checkpoint"]),
         (["RUN", "--out", "policy.pt"], ["out must be a path that ends in .onnx", "got 'policy.pt'"]),
         (["RUN", "--out", "nowhere/p.onnx"], ["in a directory that exists and can be written", "got 'nowhere/p.onnx'"]),
         (["RUN", "--out", "folder.onnx"], ["got 'folder.onnx'"]),

@@ -156,8 +156,8 @@ def test_a_damaged_newest_is_named_and_passed_over_but_not_renamed(
     [
         ([], ["RUN"]),
         (["nowhere"], ["no run or checkpoint at 'nowhere'"]),
-        (["a-file"], ["no checkpoint in a-file/checkpoints"]),
-        (["."], ["no checkpoint in checkpoints"]),
+        (["a-file"], ["'a-file' is no run directory or checkpoint"]),
+        (["."], ["'.' is no run directory or checkpoint"]),
         (["RUN", "--episodes", "0"], ["episodes must be at least 1, got 0"]),
         (["RUN", "--episodes", "many"], ["episodes must be an integer, got 'many'"]),
         (["RUN", "--seed", "-1"], ["seed must be in [0, 2**64), got -1"]),

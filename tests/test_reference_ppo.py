@@ -508,6 +508,18 @@ def test_reference_command_trains(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "evaluation over 10 episodes" in capsys.readouterr().out
 
 
+def test_ctrl_c_ends_the_reference_command_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: PPO, report: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PPO, "run", interrupted)
+    monkeypatch.setattr("sys.argv", ["ppo_fast.reference", *SMALL, "--total-timesteps", "200"])
+    assert command.main() == 130
+    assert capsys.readouterr().err == "ppo_fast.reference: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("option", "value", "error"),
     [

@@ -167,6 +167,9 @@ def test_long_runs_are_evaluated_less_often(steps: str, every: int) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
+        ("--out s --envs Hopper-v5 --preset sample", "preset is an option of the runs: write --preset after --"),
+        ("--out s --envs Hopper-v5 --at 1 -5", "at must name steps, each at least 1, got 1 -5"),
+        ("--out /proc/s --envs Hopper-v5", "out '/proc/s' cannot be made: "),
         ("--out s --seeds 0", "seeds must be at least 1, got 0"),
         ("--out s --first-seed -1", "first_seed must be at least 0, got -1"),
         ("--out s --cores-per-run 0", "cores_per_run must be from 1 to "),
@@ -199,7 +202,7 @@ def test_bad_input_is_one_line_before_anything_is_made(
     ("args", "said"),
     [
         ("", "name at least one run directory"),
-        ("missing", "missing is not the directory of a run"),
+        ("missing", "no run at 'missing'"),
         ("missing missing", "missing is named more than once"),
         ("missing --out x.jpg", "out must be a path that ends in .png"),
         ("missing --out no/x.png", "in a directory that exists"),

@@ -26,7 +26,15 @@ PROG = "python -m ppo_fast.reference"
 
 
 def main() -> int:
-    """Parse the options, train, evaluate."""
+    """Parse the options, train, evaluate; return the exit code."""
+    try:
+        return _main()
+    except KeyboardInterrupt:
+        print("ppo_fast.reference: interrupted", file=sys.stderr)
+        return 130
+
+
+def _main() -> int:
     try:
         kind, algorithm, args = choose(sys.argv[1:])
         settings = tyro.cli(kind, prog=PROG, description=algorithm.__doc__, args=args)
