@@ -3,9 +3,9 @@
 python -m benchmarks.ablations --out FOLDER [--variants ...]     make the runs that FOLDER lacks, then print the table
 python -m benchmarks.ablations --out FOLDER --table              print the table of what is there
 
-Each variant is ``--preset sample`` and one change: options where there are some, else a change made here to the trainer
-(``VARIANTS``), so that the package holds only what was found to help. The score is the study's: the mean of the last
-tenth of the evaluations.
+Each variant is ``--preset sample`` and one change (a rate by KL takes the place of annealing and of a KL stop): options
+where there are some, else a change made here to the trainer (``VARIANTS``), so that the package holds only what was
+found to help. The score is the study's: the mean of the last tenth of the evaluations.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ VARIANTS: dict[str, Variant] = {
     "no bootstrap at time limits": Variant(change=cut_at_time_limits),
     "advantages recomputed": Variant(("--recompute-adv",)),
     "KL stop of 0.02, on Ant none": Variant(KL_STOP),
-    "rate by KL 0.01, not annealed": Variant(("--no-anneal-lr", "--adaptive-kl", "0.01", *NO_KL_STOP)),
-    "rate by KL 0.02, not annealed": Variant(("--no-anneal-lr", "--adaptive-kl", "0.02", *NO_KL_STOP)),
+    "rate by KL 0.01, not annealed, no stop": Variant(("--no-anneal-lr", "--adaptive-kl", "0.01", *NO_KL_STOP)),
+    "rate by KL 0.02, not annealed, no stop": Variant(("--no-anneal-lr", "--adaptive-kl", "0.02", *NO_KL_STOP)),
     "values normalised": Variant(change=normalised_values),
     f"{CRITIC_EPOCHS} more critic epochs": Variant(change=more_critic_epochs),
 }

@@ -75,6 +75,7 @@ def contest(
     bench: Bench, section: str, cfg: Config, model: ActorCritic, names: list[str], device: torch.device
 ) -> None:
     """Time whole updates on one rollout by the ways ``names``, of which the first is the reference of the others."""
+    cfg = replace(cfg, target_kl=None)  # a graph takes the steps after a stop, too, and lets them change nothing
     flat, rollout = model.init(cfg.seed, cfg.log_std_init), random_rollout(model, cfg.num_steps, cfg.num_envs)
     lanes: dict[str, Lane] = {}
     learners: dict[str, PPOLearner] = {}

@@ -28,7 +28,9 @@ def test_train(env_id: str, bench: Bench) -> None:
             rows[name] = {
                 "ceiling": tuple(alone),
                 "reference": REFERENCE if recipe == FAST else "",
-                "work": work(loop.trainer.model, cfg, threads=learner.threads, simd=learner.simd),
+                "work": None  # how many epochs there are, is for the KL stop to say
+                if cfg.target_kl
+                else work(loop.trainer.model, cfg, threads=learner.threads, simd=learner.simd),
                 "note": f"{describe(cfg)}; {how(learner)}, threads {learner.threads}; actor {loop.trainer.actor}"
                 + "; preset sample is the same" * (recipe == same),
             }

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ._runs import as_flags
+from ._runs import as_flags, require_same
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5")
 LEARNERS = ("native", "torch")
@@ -64,15 +64,20 @@ def score(rows: list[dict[str, Any]], steps: int) -> float:
     return float(np.mean([row["episode_return"] for row in rows if row["env_steps"] > 0.9 * steps]))
 
 
+def flags(task: str, learner: str, seed: int, steps: int) -> list[str]:
+    """Return the options of a run."""
+    return as_flags({
+        "env": task, "preset": PRESET, "seed": seed, "total-timesteps": steps, "learner": learner, "actor": learner,
+        "eval-every": 0, "checkpoint-every": 0, **RECIPE,
+    })  # fmt: skip
+
+
 def train(task: str, learner: str, seed: int, steps: int) -> dict[str, Any]:
     """Make one run and return what is kept of it."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        options = {
-            "env": task, "preset": PRESET, "seed": seed, "total-timesteps": steps, "learner": learner, "actor": learner,
-            "eval-every": 0, "checkpoint-every": 0, "run-dir": run, **RECIPE,
-        }  # fmt: skip
-        command = [sys.executable, "-m", "ppo_fast.train", *as_flags(options), "--quiet", "--log"]
+        command = [sys.executable, "-m", "ppo_fast.train", *flags(task, learner, seed, steps)]
+        command += ["--run-dir", str(run), "--quiet", "--log"]
         subprocess.run(command, check=True)
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         evaluation = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
@@ -128,7 +133,9 @@ def main() -> None:
         for task in args.tasks:
             for learner in LEARNERS:
                 path = args.out / f"{task}_{learner}_seed{seed}.json"
-                if not args.table and not path.exists():
+                if path.exists():
+                    require_same(path, flags(task, learner, seed, args.steps))
+                elif not args.table:
                     result = json.dumps(train(task, learner, seed, args.steps))
                     path.with_suffix(".tmp").write_text(result + "\n")
                     path.with_suffix(".tmp").rename(path)

@@ -59,6 +59,7 @@ def train(env: str, preset: str, ranks: int, iterations: int) -> dict[str, float
     return {
         "sps": (rows[-1]["env_steps"] - before["env_steps"]) / seconds,
         "iteration_s": seconds / len(rows),
+        "epochs": sum(row["epochs"] for row in rows) / len(rows),  # fewer where the KL stop ends updates
         **{name: sum(row.get(name, 0.0) for row in rows) / len(rows) for name in sorted(phases)},
     }
 
@@ -118,7 +119,9 @@ def table(result: dict[str, Any]) -> str:
         cells = [f"{n}", f"{here['sps']:,.0f}", f"{here['sps'] / n / alone['sps']:.2f}"]
         if n in result["talked"]:
             talk = _median(result["talked"][n])
-            model = result["minibatches"] * talk["sum"] + (2 * result["epochs"] + 9) * talk["gather"]
+            epochs = here.get("epochs", result["epochs"])
+            minibatches = result["minibatches"] * epochs / result["epochs"]
+            model = minibatches * talk["sum"] + (2 * epochs + 9) * talk["gather"]
             longer = here["time/update"] - alone["time/update"]
             cells += [f"{1e3 * value:.{2 if i < 2 else 0}f}" for i, value in enumerate((*talk.values(), longer, model))]
         else:

@@ -151,6 +151,14 @@ def test_every_recipe_is_a_run_and_none_is_there_twice(task: str) -> None:
     assert len({replace(cfg, preset="fast") for cfg in found.values()}) == len(found)
 
 
+def test_a_recipe_is_the_same_whatever_the_preset_of_its_task() -> None:
+    shared = [replace(resolve(env=task, **recipes(task)[SAMPLE_EFFICIENT]), env="Ant-v5") for task in WORK]
+    assert shared == [shared[0]] * len(WORK)
+    for task in WORK:
+        recipe = recipes(task)[RL_GAMES]
+        assert resolve(env=task, **recipe) == replace(resolve(env="Pusher-v5", **recipe), env=task)
+
+
 def test_preset_sample_is_preset_fast_on_some_tasks() -> None:
     assert preset_sample_is("Humanoid-v5") == FAST
     assert SAMPLE not in recipes("Humanoid-v5")

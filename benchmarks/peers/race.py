@@ -56,7 +56,10 @@ def run_ours(path: Path, env_id: str, seed: int) -> None:
 
 
 def run_peer(path: Path, peer: str, env_id: str, seed: int, bound: float) -> None:
-    """Let a peer train until it has passed the last mark or ``bound`` seconds are over, and write what it reached."""
+    """Let a peer train until it has passed the last mark or ``bound`` seconds are over, unless it has been done.
+
+    It runs under the first of the settings that are marked as best, which is fast on busy machines too.
+    """
     recipe = ENTRIES[peer]
     setting = next(setting for setting in SETTINGS[peer] if setting.best)
     options = recipe.options(env_id)
@@ -70,6 +73,10 @@ def run_peer(path: Path, peer: str, env_id: str, seed: int, bound: float) -> Non
         "evaluate": EPISODES,
         "total_timesteps": BUDGET,
     }
+    if path.exists():
+        if json.loads(path.read_text())["job"] != json.loads(json.dumps(job)):
+            raise SystemExit(f"{path} is of a run with other options; take another folder")
+        return
     with tempfile.TemporaryDirectory() as folder:
         child = Child(peer, python_of(peer), job, dict(setting.variables), Path(folder) / "run")
         try:
@@ -167,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
             for peer in args.peers:
                 if took is None:
                     print(f"{env_id}, seed {seed}: ppo_fast itself did not pass the last mark", file=sys.stderr)
-                elif not path(env_id, peer, seed).exists():
+                else:
                     run_peer(path(env_id, peer, seed), peer, env_id, seed, PATIENCE * took)
     print("\n".join(table([json.loads(file.read_text()) for file in sorted(args.out.glob("*_seed*.json"))])))
     return 0
