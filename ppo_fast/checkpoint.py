@@ -111,18 +111,18 @@ def save(
         write_synced(tmp / "manifest.json", to_json({"format_version": FORMAT_VERSION, "files": manifest}))
         sync_dir(tmp)
         if final.exists():  # a rename cannot replace a directory: the old one steps aside until the new one is in
-            os.rename(final, _replaced(final))
+            os.rename(final, _aside(final, "replaced"))
         os.rename(tmp, final)
         sync_dir(directory)
     except OSError as err:
         shutil.rmtree(tmp, ignore_errors=True)
         with contextlib.suppress(OSError):
-            os.rename(_replaced(final), final)
+            os.rename(_aside(final, "replaced"), final)
         raise CheckpointError(f"checkpoint {final} cannot be written: {err.strerror}") from err
     with contextlib.suppress(OSError):  # an old one that stays costs space, not the run
         for old in [path for path in find(directory) if path != final][keep - 1 :]:
             if best is None or old != path_of(directory, best):
-                os.rename(old, _doomed(old))  # gone at once, or a kill would leave half of it under its name
+                os.rename(old, _aside(old, "doomed"))  # gone at once, or a kill would leave half of it under its name
     remove_stale(directory)
     return final
 
@@ -153,12 +153,8 @@ def set_aside(path: Path, suffix: str) -> Path:
     return aside
 
 
-def _replaced(path: Path) -> Path:
-    return path.with_name(f".tmp-{os.getpid()}-replaced-{path.name}")
-
-
-def _doomed(path: Path) -> Path:
-    return path.with_name(f".tmp-{os.getpid()}-doomed-{path.name}")
+def _aside(path: Path, why: str) -> Path:
+    return path.with_name(f".tmp-{os.getpid()}-{why}-{path.name}")
 
 
 def load(path: Path) -> Checkpoint:
@@ -250,10 +246,10 @@ def locate(
             raise CheckpointError(f"{str(path)!r} is no run directory or checkpoint")
     except OSError as err:
         raise CheckpointError(f"{str(path)!r} cannot be read: {err.strerror}") from None
-    if is_one:
-        return load(path)
-    if best:
-        return load_best(path / "checkpoints")
+    if is_one and best:
+        raise CheckpointError(f"the best is one of a run's checkpoints, and {str(path)!r} is a single one")
+    if is_one or best:
+        return load(path) if is_one else load_best(path / "checkpoints")
     return load_newest(path / "checkpoints", rename_damaged=rename_damaged, level=level)
 
 

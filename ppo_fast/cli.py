@@ -13,7 +13,7 @@ import re
 import select
 import sys
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -176,11 +176,11 @@ def parse_options(
     prog: str,
     description: str | None = None,
     default: Options | None = None,
-    after_dashes: Collection[str] = (),
+    runs_follow: bool = False,
 ) -> Options:
     """Parse ``args`` (None: those of this process) with tyro into a ``kind``, a dataclass; its errors become one line.
 
-    ``after_dashes`` names what is no option here but may follow ``--``.
+    ``runs_follow`` says that options of a run may come after ``--``, and are looked for there.
 
     Raises:
         ConfigError: an option is unknown, or a value is missing or of another type.
@@ -195,7 +195,7 @@ def parse_options(
         flag, _, tail = arg.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         if re.match(r"--[^-]", flag) and flag.replace("_", "-") not in known | {"--help"}:
-            if name in after_dashes:
+            if runs_follow and name in FIELDS:
                 raise ConfigError(f"{name} is an option of the runs: write {flag} after --")
             usual = f" (did you mean {ELSEWHERE[name]!r}?)" if ELSEWHERE.get(name) in known else ""
             raise ConfigError(f"unknown option {flag!r}{usual or did_you_mean(flag.replace('_', '-'), known)}")

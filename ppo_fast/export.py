@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,7 +78,8 @@ def _export(options: ExportOptions) -> None:
         f"contract  {contract}\n"
         f"checked   {runtime}: on {graph.CHECKS:,} observations, half of them far out, at most {worst:.1e} of "
         f"{_unit(policy)} from the policy\n"
-        f"next      run it without ppo_fast, as the repository's example does: python examples/run_onnx.py {out}",
+        "next      run it without ppo_fast, as the repository's example does: "
+        f"python examples/run_onnx.py {shlex.quote(str(out))}",
         flush=True,
     )
 

@@ -74,8 +74,9 @@ class Lock:
             os.close(fd)
             raise NoLocksError(err.errno, err.strerror, str(self._path)) from None
         self._fd = fd
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk: the lock is what counts, not whose it is said to be
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
         return True
 
     def fileno(self) -> int:

@@ -57,17 +57,19 @@ def _plot(options: PlotOptions) -> None:
     empty = [str(run.path) for run in runs if not run.means.size]
     if empty:
         raise ConfigError(f"no evaluation yet in {', '.join(empty)}")
-    if out:
-        from ppo_fast.plotting import draw_runs
-
-        draw_runs(runs, Path(out))
     if runs:
         print("\n".join(scores.table(runs)) + "\n")
-    if out:
-        print(f"picture {out}")
-    if options.html:
-        _write_page(options, runs)
-        print(f"page {options.html}")
+    try:
+        if out:
+            from ppo_fast.plotting import draw_runs
+
+            draw_runs(runs, Path(out))
+            print(f"picture {out}")
+        if options.html:
+            _write_page(options, runs)
+            print(f"page {options.html}")
+    except OSError as err:
+        raise ConfigError(f"picture or page cannot be written: {err.strerror}") from None
 
 
 def _write_page(options: PlotOptions, runs: list[RunScores]) -> None:

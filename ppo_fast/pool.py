@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from ppo_fast.cpus import num_cpus
+from ppo_fast.cpus import cpu_budget, num_cpus
 from ppo_fast.errors import ConfigError
 
 _LOOK_EVERY_S = 0.2
@@ -41,7 +41,7 @@ AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 class Pool(Generic[AnyJob]):
-    """As many jobs at a time as the cores of this process's affinity mask allow.
+    """As many jobs at a time as the cores of this process's affinity mask and the container's quota allow.
 
     Args:
         cores_per_run: cores that a job is pinned to.
@@ -58,6 +58,7 @@ class Pool(Generic[AnyJob]):
         cpus = sorted(os.sched_getaffinity(0))
         starts = range(0, len(cpus) - cores_per_run + 1, cores_per_run)
         self.free = [frozenset(cpus[start : start + cores_per_run]) for start in starts]
+        self.free = self.free[: max(1, int(cpu_budget() // cores_per_run))]
         self.running: list[AnyJob] = []
 
     def run(
@@ -73,8 +74,10 @@ class Pool(Generic[AnyJob]):
             ended: hears of each job that has ended.
             watch: called between looks at the jobs; may :meth:`stop` some.
         """
-        # SIGTERM becomes an exception, so that the jobs are stopped before this process ends.
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        # They become exceptions, so that the jobs are stopped before this process ends. A SIGHUP, of a terminal that is
+        # closed, may be ignored: that is what nohup does.
+        heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in heard}
         try:
             while True:
                 while self.free and (job := next_job()) is not None:
@@ -93,7 +96,8 @@ class Pool(Generic[AnyJob]):
                     job.process.wait()
             raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def stop(self, job: AnyJob) -> None:
         """Ask a job that runs to end."""

@@ -9,7 +9,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppo_fast import envs
+from ppo_fast import checkpoint, envs
 from ppo_fast.algos import foreign
 from ppo_fast.cli import parse_values
 from ppo_fast.config import Config, as_json, check_types
@@ -57,7 +57,7 @@ def options_of(env: str, extra: Sequence[str], eval_every: int, *, whose: str, p
 
 def what_scores_depend_on(options: Mapping[str, Any], *, but: Container[str]) -> dict[str, Any]:
     """Return the options that a training or its evaluation depends on, as JSON has them, without those in ``but``."""
-    left_out = {*NO_EFFECT, *foreign(options["algo"])} - _PROTOCOL
+    left_out = {*NO_EFFECT, *foreign(options["algo"])} - _PROTOCOL - {"preset"}  # which no run can change
     return {name: as_json(value) for name, value in options.items() if name not in left_out and name not in but}
 
 
@@ -69,7 +69,7 @@ def command(cfg: Config, path: Path, flags: Sequence[str]) -> list[str]:
         path: its run directory.
         flags: that make the other options.
     """
-    run = ["--env", cfg.env, "--seed", str(cfg.seed), "--run-dir", str(path), "--resume", "auto", "--quiet", *flags]
+    run = ["--env", cfg.env, "--seed", str(cfg.seed), f"--run-dir={path}", "--resume", "auto", "--quiet", *flags]
     return [sys.executable, "-m", "ppo_fast.train", *run, "--eval-every", str(cfg.eval_every)]
 
 
@@ -81,6 +81,8 @@ def check_same(path: Path, cfg: Config) -> None:
         return  # no run yet; a damaged one is the trainer's to refuse
     if found := difference(made, cfg, but={"total_timesteps"}):
         raise ConfigError(f"{path} was made with {found}: take another --out")
+    if (preset := made.get("preset", cfg.preset)) != cfg.preset:  # which no run can change, be its options the same
+        raise ConfigError(f"{path} was made with preset {preset!r}, not {cfg.preset!r}: take another --out")
 
 
 def difference(made: Mapping[str, Any], cfg: Config, *, but: Container[str] = ()) -> str:
@@ -98,8 +100,9 @@ def difference(made: Mapping[str, Any], cfg: Config, *, but: Container[str] = ()
 
 
 def is_finished(path: Path, cfg: Config) -> bool:
-    """Return whether the run ``path`` has come to the last step of ``cfg``."""
+    """Return whether the run ``path`` has come to the last step of ``cfg``, and saved it; checkpoints may be gone."""
     if not (path / "config.json").exists():
         return False
-    steps = read_run(path).steps
-    return bool(steps.size) and bool(steps[-1] >= cfg.total_timesteps)
+    steps, saved = read_run(path).steps, checkpoint.find(path / "checkpoints")
+    ended = bool(steps.size) and bool(steps[-1] >= cfg.total_timesteps)
+    return ended and (not saved or saved[0] == checkpoint.path_of(path / "checkpoints", int(steps[-1])))

@@ -72,6 +72,12 @@ class RunScores:
         return float(self.wall_s[passed[0] + WINDOW - 1]) if passed.size else None
 
 
+def _on_gymnasium(path: Path, last: int) -> float:
+    """Return the mean return on Gymnasium of the policy after ``last`` steps; NaN if there is none, or of another."""
+    kept = json.loads(path.read_bytes()) if path.exists() else {"env_steps": -1}
+    return float(np.mean(kept["returns"])) if kept.get("env_steps", last) == last else math.nan
+
+
 def read_run(path: Path) -> RunScores:
     """Read what a run directory says of its evaluations.
 
@@ -85,7 +91,6 @@ def read_run(path: Path) -> RunScores:
         rows = read_jsonl(path / "evaluations.jsonl")
         last = read_jsonl(path / "metrics.jsonl")[-1:]
         sampled = last[0]["episode_return"] if last else None
-        other = path / ON_GYMNASIUM
         return RunScores(
             path, config["env"], config.get("algo", "ppo"), config["preset"], config["seed"],
             config["total_timesteps"],
@@ -93,7 +98,7 @@ def read_run(path: Path) -> RunScores:
             np.array([row["wall_s"] for row in rows], np.float64),
             np.array([np.mean(row["returns"]) for row in rows], np.float64),
             math.nan if sampled is None else float(sampled),
-            float(np.mean(json.loads(other.read_bytes())["returns"])) if other.exists() else math.nan,
+            _on_gymnasium(path / ON_GYMNASIUM, int(rows[-1]["env_steps"]) if rows else 0),
             config,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as err:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import inspect
 import json
+import logging
 import sys
+from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppo_fast.errors import CheckpointError, ConfigError, EnvError, PPOFastError
+from ppo_fast.lock import Lock, NoLocksError
 from ppo_fast.pool import Job, Pool
 
 if TYPE_CHECKING:
     from ppo_fast.config import Config
+
+log = logging.getLogger(__name__)
 
 PROG = "python -m ppo_fast.study"
 
@@ -55,16 +60,17 @@ class Run(Job):
 def main(args: list[str] | None = None) -> int:
     """Parse the options, make the runs that are missing, write the results; return the exit code."""
     from ppo_fast.cli import parse_options, run_command
-    from ppo_fast.config import FIELDS
 
     argv = sys.argv[1:] if args is None else args
     cut = argv.index("--") if "--" in argv else len(argv)
 
     def study() -> int:
-        options = parse_options(
-            StudyOptions, argv[:cut], prog=PROG, description=inspect.getdoc(StudyOptions), after_dashes=FIELDS
-        )
-        return Study(options, argv[cut + 1 :]).run()
+        options = parse_options(StudyOptions, argv[:cut], prog=PROG, description=getdoc(StudyOptions), runs_follow=True)
+        made = Study(options, argv[cut + 1 :])
+        try:
+            return made.run()
+        finally:
+            made.lock.release()
 
     return run_command(study, prog="ppo_fast.study")
 
@@ -112,16 +118,14 @@ class Study:
         self.options, self.out = options, Path(options.out)
         self.runs = _runs(options, extra)
         self.pool = Pool[Run](options.cores_per_run)
+        self.lock = Lock(self.out / "study.lock")
         self.failed: list[str] = []
 
     def run(self) -> int:
         """Make the runs that are missing, write the results; return the exit code."""
         from ppo_fast.runs import is_finished
 
-        try:
-            (self.out / "logs").mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise ConfigError(f"out {self.options.out!r} cannot be made: {err.strerror}") from None
+        self._take()
         waiting = [run for run in self.runs if not is_finished(run.path, run.cfg)]
         print(
             f"{len(self.runs)} runs, {len(self.runs) - len(waiting)} finished, on {self.options.cores_per_run} of the "
@@ -132,11 +136,25 @@ class Study:
             if run not in waiting:
                 self.check(run)
         self.pool.run(lambda: self._next(waiting), self._ended)
-        self._write(draw=True)
+        try:
+            self._write(draw=True)
+        except OSError as err:
+            raise ConfigError(f"out {self.options.out!r} cannot be written: {err.strerror}") from None
         print((self.out / "table.md").read_text())
         for name in self.failed:
             print(f"failed: {name}, see {self.out / 'logs' / name}.log", file=sys.stderr)
         return 1 if self.failed else 0
+
+    def _take(self) -> None:
+        """Make the directory, and have it to this study and its runs, which keep the lock if they outlive it."""
+        try:
+            (self.out / "logs").mkdir(parents=True, exist_ok=True)
+            if not self.lock.try_take():
+                raise ConfigError(f"out {self.options.out!r} is worked on by another study, or by runs that one left")
+        except NoLocksError as err:
+            log.warning("%s cannot be locked, so nothing keeps a second study out: %s", self.out, err.strerror)
+        except OSError as err:
+            raise ConfigError(f"out {self.options.out!r} cannot be made: {err.strerror}") from None
 
     def _next(self, waiting: list[Run]) -> Run | None:
         from ppo_fast import scores
@@ -145,30 +163,36 @@ class Study:
             return None
         run = waiting.pop(0)
         (run.path / scores.ON_GYMNASIUM).unlink(missing_ok=True)  # a finished run that is to go on
+        with contextlib.suppress(ValueError):  # without locks there is none to keep
+            run.keeps = (self.lock.fileno(),)
         print(f"started  {run.name}", flush=True)
         return run
 
     def _ended(self, run: Run) -> None:
+        from ppo_fast import scores
         from ppo_fast.runs import is_finished
 
         if run.code or not is_finished(run.path, run.cfg):
             self.failed.append(run.name)
             print(f"FAILED   {run.name}, exit code {run.code}", flush=True)
             return
-        score = self._write()[run.path]
-        print(f"finished {run.name}: {score:,.1f}", flush=True)
+        print(f"finished {run.name}: {scores.read_run(run.path).final:,.1f}", flush=True)
+        try:
+            self._write()
+        except OSError as err:  # a full disk stops no run
+            log.warning("results of %s not written, tried again when a run ends: %s", self.out, err.strerror)
         self.check(run)
 
     def check(self, run: Run) -> None:
         """Evaluate a finished run on Gymnasium; where that fails, the others go on."""
         try:
             _on_gymnasium(self.options, run)
-        except PPOFastError as err:
+        except (PPOFastError, OSError) as err:
             self.failed.append(run.name)
             print(f"FAILED   {run.name}, on Gymnasium: {err}", flush=True)
 
-    def _write(self, *, draw: bool = False) -> dict[Path, float]:
-        """Write results.json and table.md of the runs there are, if asked to the curves too; return their scores."""
+    def _write(self, *, draw: bool = False) -> None:
+        """Write results.json and table.md of the runs there are, if asked to the curves too."""
         from ppo_fast import files, scores
         from ppo_fast.plotting import draw_runs
         from ppo_fast.report.compare import compare_page
@@ -182,7 +206,6 @@ class Study:
             evaluated = [run for run in runs if run.means.size]
             draw_runs(evaluated, self.out / "curves.png")
             files.write_atomic(page := self.out / "comparison.html", compare_page(evaluated, page))
-        return {run.path: run.final for run in runs if run.means.size}
 
 
 def _on_gymnasium(options: StudyOptions, run: Run) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
 import time
 from collections.abc import Mapping
+from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,6 @@ class SweepOptions:
 def main(args: list[str] | None = None) -> int:
     """Parse the options, make trials until there are enough; return the exit code."""
     from ppo_fast.cli import parse_options, run_command
-    from ppo_fast.config import FIELDS
 
     argv = sys.argv[1:] if args is None else args
     cut = argv.index("--") if "--" in argv else len(argv)
@@ -67,9 +66,7 @@ def main(args: list[str] | None = None) -> int:
     def sweep() -> int:
         if sum(arg.partition("=")[0] == "--search" for arg in argv[:cut]) > 1:  # tyro would take the last
             raise ConfigError("--search is given more than once; name all options behind one: --search a=... b=...")
-        options = parse_options(
-            SweepOptions, argv[:cut], prog=PROG, description=inspect.getdoc(SweepOptions), after_dashes=FIELDS
-        )
+        options = parse_options(SweepOptions, argv[:cut], prog=PROG, description=getdoc(SweepOptions), runs_follow=True)
         return Sweep(options, argv[cut + 1 :]).run()
 
     return run_command(sweep, prog="ppo_fast.sweep")
@@ -232,7 +229,7 @@ class Sweep:
             self._refuse(trial.claim, why)
             self._over(trial, f"not allowed: {why}")
             return
-        if code == NonFiniteError.exit_code and (run.path / "nonfinite.json").exists():
+        if code == NonFiniteError.exit_code and ": stopped: " in lines[-1]:  # a traceback has the same code
             self.trials.diverged(trial.claim, why)
         else:
             self.trials.failed(trial.claim, why)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +15,8 @@ from ppo_fast import files
 from ppo_fast.config import Config
 from ppo_fast.presets import resolve_options
 from ppo_fast.trials import COMPLETED, Record
+
+log = logging.getLogger(__name__)
 
 _OF_THE_RUN = ("seed", "run_dir", "resume", "eval_every", "quiet")  # not in best.toml
 _SHOWN = 10
@@ -33,10 +37,13 @@ def write(
         {**asdict(each), "seconds": None if math.isnan(each.seconds) else each.seconds, "ending": each.ending or None}
         for each in records
     ]
-    files.write_atomic(out / "results.json", files.to_json(results))
-    files.write_atomic(out / "table.md", ("\n".join(table(records, names)) + "\n").encode())
-    if best := best_of(records):
-        files.write_atomic(out / "best.toml", best_toml(best, config_of(best.options)).encode())
+    try:
+        files.write_atomic(out / "results.json", files.to_json(results))
+        files.write_atomic(out / "table.md", ("\n".join(table(records, names)) + "\n").encode())
+        if best := best_of(records):
+            files.write_atomic(out / "best.toml", best_toml(best, config_of(best.options)).encode())
+    except OSError as err:  # a full disk stops no run
+        log.warning("results of %s not written, tried again when a run ends: %s", out, err.strerror)
 
 
 def best_of(records: Sequence[Record]) -> Record | None:
@@ -91,7 +98,7 @@ def summary(records: Sequence[Record], names: Sequence[str], out: Path) -> str:
     if best := best_of(records):
         lines.append(
             f"best: trial {best.number}, {_score(best):,.1f}\n"
-            f"  python -m ppo_fast.train --config {out / 'best.toml'} --seed 1"
+            f"  python -m ppo_fast.train --config {shlex.quote(str(out / 'best.toml'))} --seed 1"
         )
     return "\n".join(lines)
 

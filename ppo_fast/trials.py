@@ -143,6 +143,8 @@ class Trials:
                 f"{self._out} is on a file system without locks ({err.strerror}), by which a sweep tells trials that "
                 "are worked on from those whose process has ended: take another --out"
             ) from None
+        except OSError as err:
+            raise ConfigError(f"out {str(self._out)!r} cannot be written: {err.strerror}") from None
         try:
             yield
         finally:

@@ -115,6 +115,19 @@ def test_a_run_that_is_rolled_back_is_estimated_from_there() -> None:
     assert run.seconds_left == pytest.approx(78.0)  # 7,800 steps at 100 a second
 
 
+def test_a_rollback_takes_evaluations_back_as_well() -> None:
+    run = Progress(10_000)
+    for steps, mean in ((100, 5.0), (200, 7.0), (300, 6.0)):
+        run.take_evaluation({"env_steps": steps, "returns": [mean]})
+    assert run.best is not None
+    assert run.last is not None
+    assert (run.best.mean, run.last.mean) == (7.0, 6.0)
+    run.rewind(150)
+    assert (run.best.mean, run.last.mean) == (5.0, 5.0)
+    run.rewind(50)
+    assert run.best is run.last is None
+
+
 def test_a_sparkline_spans_from_lowest_to_highest() -> None:
     assert sparkline([0.0, 7.0, 3.0, 4.0]) == "▁█▄▅"
     assert sparkline([5.0, 5.0]) == "▁▁"

@@ -134,6 +134,7 @@ def test_the_best_checkpoint_is_played_where_it_is_asked_for(command: Command, t
     outcome = command("run", "--best", "--episodes", "2")
     assert outcome.code == 0
     assert outcome.out.startswith(f"InvertedPendulum-v5, run/checkpoints/{oldest.name}\n")
+    is_refused(command(str(oldest), "--best"), "the best is one of a run's checkpoints, and", "is a single one")
 
 
 def test_a_damaged_newest_is_named_and_passed_over_but_not_renamed(

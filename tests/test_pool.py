@@ -69,10 +69,14 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize(("sent", "stopped"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("sent", "stopped"),
+    [(signal.SIGTERM, SystemExit), (signal.SIGHUP, SystemExit), (signal.SIGINT, KeyboardInterrupt)],
+)
 def test_a_signal_stops_the_jobs_first(tmp_path: Path, sent: signal.Signals, stopped: type[BaseException]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     asked = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     (waiting,) = [job(tmp_path, "a", SAVING)]
 
     def watch() -> None:
@@ -85,9 +89,28 @@ def test_a_signal_stops_the_jobs_first(tmp_path: Path, sent: signal.Signals, sto
             Pool[Job](1).run(taken_from([waiting]), lambda job: None, watch)
     finally:
         signal.signal(signal.SIGINT, asked)
+        signal.signal(signal.SIGHUP, hung_up)
     assert waiting.log.read_text() == "begun\nsaved\n"
     assert waiting.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_closed_terminal_stops_nothing_under_nohup(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ended: list[Job] = []
+    try:
+        jobs = [job(tmp_path, "a", "import time; time.sleep(0.2)")]
+        Pool[Job](1).run(taken_from(jobs), ended.append, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert [each.code for each in ended] == [0]
+
+
+def test_a_quota_of_the_container_bounds_how_many_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(pool_module, "num_cpus", lambda: 64)
+    monkeypatch.setattr(pool_module, "cpu_budget", lambda: 4.5)
+    assert [len(Pool[Job](cores).free) for cores in (1, 2, 8)] == [4, 2, 1]
 
 
 def test_cores_that_are_not_there_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,7 @@ def test_links_lead_from_wherever_the_page_is(tmp_path: Path) -> None:
     found = Page(run_page(read(run), tmp_path / "pages" / "p.html")).check()
     assert ("a", {"href": "../a%3Ab/r%20%231/metrics.jsonl"}) in found.elements
     (run / "video.mp4").touch()
+    (run / ".tmp-7-video.mp4").touch()  # one that is being written
     assert any(name == "video" and attributes["src"] == "video.mp4" for name, attributes in page(run).elements)
 
 
@@ -242,8 +243,11 @@ def test_what_went_wrong_is_said_first(tmp_path: Path) -> None:
 
 
 def test_no_page_without_options(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is not the directory of a run"):
-        read(tmp_path)
+    for text in (None, '{"lr": 1}'):  # none, and those of something else
+        if text:
+            (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match="is not the directory of a run"):
+            read(tmp_path)
 
 
 # Long runs

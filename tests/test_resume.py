@@ -344,10 +344,11 @@ def test_checkpoint_that_belongs_to_other_networks_is_refused(tmp_path: Path) ->
 def test_a_run_that_is_made_longer_has_each_evaluation_once(tmp_path: Path, stack: dict[str, Any]) -> None:
     for seed in range(1, 5):
         cfg = config(tmp_path / str(seed), **{**OPTIONS, "seed": seed}, **stack)
-        training.train(cfg)
+        first = [row["env_steps"] for row in training.train(cfg).evaluations]
         training.train(dataclasses.replace(cfg, resume="auto", total_timesteps=3600))
         steps = [row["env_steps"] for row in training.jsonl(tmp_path / str(seed) / "evaluations.jsonl")]
         assert steps == sorted(set(steps))
+        assert first[-1] in steps  # though the run had ended with it
 
 
 @pytest.mark.parametrize(

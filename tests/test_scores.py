@@ -54,6 +54,10 @@ def test_a_run_directory_is_read(tmp_path: Path) -> None:
     assert math.isnan(old.gymnasium)
     (tmp_path / "b" / "gymnasium.json").write_text('{"returns": [3.0, 5.0], "lengths": [1, 1]}')
     assert scores.read_run(tmp_path / "b").gymnasium == 4
+    for steps, expected in ((50_000, 4.0), (40_000, math.nan)):  # of the last evaluation's policy, and of an older one
+        kept = {"env_steps": steps, "returns": [3.0, 5.0], "lengths": [1, 1]}
+        (tmp_path / "b" / "gymnasium.json").write_text(json.dumps(kept))
+        assert scores.read_run(tmp_path / "b").gymnasium == pytest.approx(expected, nan_ok=True)
     assert not old.finished
 
 

@@ -19,6 +19,7 @@ from commands import call
 
 import ppo_fast
 from ppo_fast import plot, study, system
+from ppo_fast.lock import Lock
 
 _OPTIONS = (
     "--num-envs 4 --num-steps 32 --minibatch-size 64 --update-epochs 1 --total-timesteps 600 --update eager "
@@ -96,8 +97,13 @@ def test_a_study_makes_its_runs_once_and_its_results_tell_of_them(
     shutil.rmtree(max((out / f"{ENV}-seed4" / "checkpoints").iterdir()))  # that of the last evaluation
     (out / f"{ENV}-seed4" / "gymnasium.json").unlink()
     lost = call(study.main, capsys, *command[1:], "--total-timesteps", "900")
-    assert lost.code == 1
-    assert f"FAILED   {ENV}-seed4, on Gymnasium: its newest good checkpoint is of step " in lost.out
+    assert lost.code == 0  # the run goes on from the checkpoint before
+    assert "2 runs, 1 finished" in lost.out
+    assert f"finished {ENV}-seed4" in lost.out
+    shutil.rmtree(out / f"{ENV}-seed4" / "checkpoints")  # whose policy is no longer wanted
+    assert "2 runs, 2 finished" in call(study.main, capsys, *command[1:], "--total-timesteps", "900").out
+    other = call(study.main, capsys, *command[1:], "--preset", "sample")
+    assert (other.code, "was made with " in other.err) == (2, True)
     picture = call(plot.main, capsys, *map(str, sorted(out.glob("*-seed*"))), "--out", "p.png")
     assert picture.code == 0, picture.err
     assert "| 2 |" in picture.out
@@ -132,6 +138,53 @@ def test_a_study_that_is_interrupted_stops_its_runs_and_goes_on_with_them(tmp_pa
     steps = [row["env_steps"] for row in training.jsonl(metrics)]
     assert steps == sorted(set(steps))
     assert steps[-1] >= stopped_at + 500
+
+
+def test_a_study_has_its_directory_to_itself_as_long_as_its_runs_live(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s").mkdir()
+    lock = Lock(tmp_path / "s" / "study.lock")
+    assert lock.try_take()
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock.fileno(),))
+    lock.release()  # the study has ended, and left a run
+    args = ["--out", str(tmp_path / "s"), "--envs", ENV, "--seeds", "1", *EVERY, "--", *OPTIONS]
+    refused = call(study.main, capsys, *args)
+    left.kill()
+    left.wait()
+    assert refused.code == 2
+    assert "is worked on by another study, or by runs that one left" in refused.err
+    assert call(study.main, capsys, *args).code == 0
+
+
+def test_a_run_keeps_the_lock_of_its_study(tmp_path: Path) -> None:
+    made = study.Study(study.StudyOptions(str(tmp_path / "s"), (ENV,), seeds=1), [])
+    made._take()
+    run = made._next([*made.runs])
+    assert run is not None
+    assert run.keeps == (made.lock.fileno(),)
+
+
+def test_results_that_cannot_be_written_stop_no_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full, writes = OSError(28, "No space left on device"), []
+
+    def write(self: study.Study, *, draw: bool = False) -> None:
+        writes.append(draw)
+        raise full
+
+    monkeypatch.setattr(study.Study, "_write", write)
+    args = ["--out", str(tmp_path / "s"), "--envs", ENV, "--seeds", "2", *EVERY, "--", *OPTIONS]
+    done = call(study.main, capsys, *args)
+    assert writes == [False, False, True]
+    assert done.out.count("finished Inv") == 2
+    assert done.code == 2
+    assert "cannot be written: No space left on device" in done.err
+    assert "tried again when a run ends: No space left on device" in caplog.text
 
 
 def test_a_run_that_fails_is_told_and_the_others_are_made(tmp_path: Path) -> None:

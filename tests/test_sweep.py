@@ -45,9 +45,8 @@ if plan.get("do") == "refuse":
     print("what it was refused for")
     sys.exit(2)
 if plan.get("do") in ("fail", "nan"):
-    if plan["do"] == "nan":
-        say("nonfinite.json", {})
-    print("what it died of")
+    say("nonfinite.json", {})  # of now, or of a rollback
+    print("ppo_fast.train: stopped: what it died of" if plan["do"] == "nan" else "OSError: what it died of")
     sys.exit(1)
 say("config.json", {"env": "Ant-v5", "preset": "fast", "seed": 1, "total_timesteps": steps}, "w")
 say("metrics.jsonl", {"episode_return": 0.0})
@@ -157,7 +156,7 @@ def test_what_fails_is_made_up_for_and_what_is_killed_goes_on(play: Play, run: C
     done = run("--trials", "3")
     assert done.code == 0, done.err
     assert "trial 0: FAILED: trial-0000-seed10" in done.out
-    assert "exit code 1: what it died of" in done.out
+    assert "exit code 1: OSError: what it died of" in done.out
     assert "trial 2: trial-0002-seed101 was ended from outside, and is taken up" in done.out
     assert [each["ending"] for each in results()] == ["failed", "NaN", "completed", "failed", "completed"]
     assert len(Path("s/trial-0002/seed101/started").read_text().splitlines()) == 3

@@ -69,7 +69,7 @@ def read(path: Path) -> RunFiles:
         ConfigError: it holds no config.json, or one that is none.
     """
     config = _object(path / "config.json")
-    if not config:
+    if not isinstance(config.get("env"), str):
         raise ConfigError(f"{path} is not the directory of a run: it has no config.json with options in it")
     rows, evaluations = (
         [row for row in read_jsonl(path / name) if is_number(row.get("env_steps")) and is_number(row.get("wall_s"))]

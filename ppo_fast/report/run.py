@@ -232,7 +232,7 @@ def _again(run: RunFiles, out: Path) -> Html:
     there = [(path, "checkpoint") for path in checkpoint.find(run.path / "checkpoints")]
     there = [(path, what + ", best evaluation" * (int(path.name[5:]) == best)) for path, what in there]
     there += [(path, what) for name, what in _FILES.items() if (path := run.path / name).exists()]
-    films = sorted(run.path.glob("*.mp4"))
+    films = sorted(run.path.glob("[!.]*.mp4"))  # not one that is being written
     files = [
         (link(path, out, path.relative_to(run.path)), what)
         for path, what in there + [(path, "video") for path in films]

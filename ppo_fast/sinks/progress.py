@@ -27,8 +27,7 @@ class Progress:
         self.row: Metrics = {}
         self.steps, self.wall_s = 0, 0.0
         self.returns, self.lengths = History(), History()
-        self.last: Evaluation | None = None
-        self.best: Evaluation | None = None
+        self._evaluations: list[Evaluation] = []
         self._from: tuple[int, float] | None = None
         self._recent: deque[Metrics] = deque(maxlen=RECENT)
 
@@ -44,10 +43,18 @@ class Progress:
 
     def take_evaluation(self, record: dict[str, Any]) -> Evaluation:
         """Take one evaluation, and return it."""
-        self.last = Evaluation(record)
-        if self.best is None or self.last.mean > self.best.mean:
-            self.best = self.last
-        return self.last
+        self._evaluations.append(Evaluation(record))
+        return self._evaluations[-1]
+
+    @property
+    def last(self) -> Evaluation | None:
+        """The last evaluation; None before there is one."""
+        return self._evaluations[-1] if self._evaluations else None
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation with the highest mean, the first of equals."""
+        return max(self._evaluations, key=lambda evaluation: evaluation.mean, default=None)
 
     def rewind(self, env_steps: int) -> None:
         """Forget what came after ``env_steps``, and estimate from there."""
@@ -55,6 +62,7 @@ class Progress:
         self._recent.clear()
         self.returns.rewind(env_steps)
         self.lengths.rewind(env_steps)
+        self._evaluations = [each for each in self._evaluations if each.env_steps <= env_steps]
 
     @property
     def share(self) -> float:
