@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ppo_fast.trainer import RunResult, Trainer
 
 _STARTED = time.perf_counter()
-_ECHO_S = 3.0  # within which a second SIGTERM, or to one of several processes any signal, is an echo of the first
+_ECHO_S = 3.0  # within which a second one is an echo of the first, but Ctrl-C to one process
 
 DESCRIPTION = (
     "Train a policy on vectorised MuJoCo, with PPO unless --algo says otherwise. Order: built-in < --preset < "
@@ -71,12 +71,13 @@ def _train(argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def stop_on_signals(trainer: Trainer, interrupt: Callable[[Callable[[], None]], None]) -> Iterator[list[int]]:
-    """Have SIGINT and SIGTERM stop the trainer at its next boundary, and a second one end the process at once.
+    """Have SIGINT, SIGTERM and SIGHUP stop the trainer at its next boundary, and a second one end the process at once.
 
     So does the first one where nothing has been done yet that could be saved, as while environments are replayed.
     Ending at once loses what came after the last checkpoint and nothing else, since whatever is written is atomic.
-    A run may get a signal twice, from the scheduler and from torchrun, a study or a sweep: an echo counts once. Ctrl-C
-    is of a person, who means it each time, unless there are several processes.
+    A run may get a signal twice, from the scheduler and from torchrun, a study or a sweep, or from the terminal that is
+    closed and from its shell: an echo counts once. Ctrl-C is of a person, who means it each time, unless there are
+    several processes.
 
     Args:
         trainer: what to stop.
@@ -95,7 +96,7 @@ def stop_on_signals(trainer: Trainer, interrupt: Callable[[Callable[[], None]], 
         if received or not trainer.can_stop:
             _leave(number, frame)
         received.append(number)
-        echoes = trainer.peers.size > 1 or number == signal.SIGTERM
+        echoes = trainer.peers.size > 1 or number != signal.SIGINT
         echoes_until = time.monotonic() + (_ECHO_S if echoes else 0.0)
         name = signal.Signals(number).name
         trainer.stop(name)
@@ -107,11 +108,13 @@ def stop_on_signals(trainer: Trainer, interrupt: Callable[[Callable[[], None]], 
 
 @contextlib.contextmanager
 def signals_handled_by(handle: Callable[[int, object], None]) -> Iterator[None]:
-    """Give SIGINT and SIGTERM to ``handle``, and put back what had them before."""
+    """Give SIGINT, SIGTERM and, but under nohup, SIGHUP to ``handle``, and put back what had them before."""
     if threading.current_thread() is not threading.main_thread():  # only that one may
         yield
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [n for n in numbers if n in numbers[:2] or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield
     finally:

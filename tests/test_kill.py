@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import random
 import re
 import shlex
@@ -181,6 +183,39 @@ def test_a_signal_saves_and_leaves_and_nothing_is_lost(
         assert found[part] == expected[part]
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_terminal_that_is_closed_loses_not_one_iteration(tmp_path: Path, quiet: bool) -> None:
+    run = tmp_path / "run"
+    args = [arg for arg in command(run, *stack_options("native"), steps=100_000) if quiet or arg != "--quiet"]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(args[0], args)
+    os.set_blocking(terminal, False)
+    deadline = time.monotonic() + 60
+    while not ((run / "metrics.jsonl").exists() and training.jsonl(run / "metrics.jsonl")):
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 65536)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    last = training.jsonl(run / "metrics.jsonl")[-1]
+    assert checkpoint.load_newest(run / "checkpoints").state["env_steps"] == last["env_steps"]
+
+
+def test_nohup_keeps_a_run_from_the_closing_of_its_terminal(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        ["nohup", *command(run, *stack_options("native"), steps=3000)], stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, cwd=tmp_path,
+    )  # fmt: skip
+    wait_for(run, 1, process)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0
+    assert training.jsonl(run / "metrics.jsonl")[-1]["env_steps"] >= 3000
+
+
 def test_the_command_that_a_stopped_run_prints_goes_on_with_it(tmp_path: Path) -> None:
     process = start(tmp_path / "run", steps=8000)
     wait_for(tmp_path / "run", 2, process)
@@ -240,14 +275,18 @@ def test_a_run_outlives_who_reads_its_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "pause"), [(signal.SIGTERM, 3.3), (signal.SIGINT, 0.3)])
 def test_a_second_signal_leaves_at_once(tmp_path: Path, number: signal.Signals, pause: float) -> None:
     run = tmp_path / "run"
-    # One iteration takes longer than the pause, so that the first signal is still waiting when the second comes.
-    process = start(run, "--num-steps", "2048", "--update-epochs", "2000", steps=400_000)
+    # A rollout takes longer than the pause, so that the first signal is still waiting when the second comes; that is
+    # heard between two steps, or after an update, which the native learner makes in one call.
+    process = start(run, "--num-steps", "40000", "--update-epochs", "1", steps=2_000_000)
     deadline = time.monotonic() + 60
     while not (run / "config.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.3)
     process.send_signal(number)
+    assert process.stderr is not None
+    while "saving after this iteration" not in process.stderr.readline():  # it has been heard
+        assert process.poll() is None
     time.sleep(pause)
     assert process.poll() is None
     sent = time.monotonic()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from ppo_fast.sinks import Metrics
 from ppo_fast.sinks.progress import Evaluation, Pace, Progress, clock
@@ -19,7 +21,35 @@ log = logging.getLogger(__name__)
 _EVERY_S = 5.0
 
 
-def lasting_console(**options: Any) -> Console:
+class _Lasting:
+    """A file like another, but that a terminal which has been closed is what a pipe without a reader is to rich."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        with _closed_is_broken():
+            return self._file.write(text)
+
+    def flush(self) -> None:
+        with _closed_is_broken():
+            self._file.flush()
+
+
+@contextlib.contextmanager
+def _closed_is_broken() -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        if err.errno != errno.EIO:
+            raise
+        raise BrokenPipeError(errno.EPIPE, "the terminal has been closed") from None
+
+
+def lasting_console(*, file: IO[str], **options: Any) -> Console:
     """Return a console that falls silent when nobody reads it any more, where rich's own would end the process."""
     from rich.console import Console
 
@@ -31,7 +61,7 @@ def lasting_console(**options: Any) -> Console:
             os.close(nowhere)
             log.warning("nobody reads the output any more; the run goes on")
 
-    return Lasting(**options)
+    return Lasting(file=cast("IO[str]", _Lasting(file)), **options)
 
 
 class ConsoleSink:
