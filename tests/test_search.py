@@ -9,7 +9,7 @@ from ppo_fast.errors import ConfigError
 from ppo_fast.presets import resolve_options
 from ppo_fast.search import Choice, Range, read_space, to_flags
 
-BASE = resolve_options({"env": "Ant-v5"})
+BASE = resolve_options({"env": "Hopper-v5"})
 
 
 def test_words_are_read_by_the_types_of_the_options() -> None:
@@ -87,5 +87,5 @@ def test_flags_give_the_options_back() -> None:
         "learning_rate": 1.2345678901234567e-05, "num_steps": 128, "hidden_sizes": (32, 16), "anneal_lr": False,
         "clip_vloss": True, "activation": "elu", "target_kl": None, "log_std_init": -1.5,
     }  # fmt: skip
-    cfg = parse_config(["--env", "Ant-v5", *to_flags(options)], prog="", description="")
+    cfg = parse_config(["--env", "Hopper-v5", *to_flags(options)], prog="", description="")
     assert {name: getattr(cfg, name) for name in options} == options
