@@ -230,8 +230,9 @@ class Trainer:
         if state.env_steps and not self.saver.is_saved():
             unsaved = self.saver.save_last(self.worker.buffers.obs[-1])
         self.final = None
-        if not self._stopped():  # saved once more, so that a longer run knows of this evaluation
-            self._evaluate()
+        known = state.evaluated_at
+        # Saved once more if the evaluation is news, of which a run that is made longer must know.
+        if not self._stopped() and (self._evaluate() or unsaved or state.evaluated_at != known):
             unsaved = self.saver.save_last(self.worker.buffers.obs[-1])
         stopped = "" if self.final else self._stopped()  # after the last evaluation a signal stops nothing any more
         if not stopped:
