@@ -189,6 +189,7 @@ def test_a_terminal_that_is_closed_loses_not_one_iteration(tmp_path: Path, quiet
     args = [arg for arg in command(run, *stack_options("native"), steps=100_000) if quiet or arg != "--quiet"]
     process, terminal = pty.fork()
     if process == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup, which children inherit
         os.execv(args[0], args)
     os.set_blocking(terminal, False)
     deadline = time.monotonic() + 60
