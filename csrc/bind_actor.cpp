@@ -1,7 +1,7 @@
 // ppo_fast._core.PpoActor: unpacks arrays into pointers and sizes and releases the GIL.
 //
-// Private: ppo_fast/rollout/native_worker.py passes what it has allocated or checked. Here dtype and layout are enforced by noconvert(), and sizes
-// and environment ids once more, because a wrong one would write beyond a buffer.
+// Private: ppo_fast/rollout/native_worker.py passes what it has allocated or checked. Here dtype and layout are enforced
+// by noconvert(), and sizes and environment ids once more, because a wrong one would write beyond a buffer.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,4 +1,5 @@
-// ppo_fast._core: with bind_actor.cpp and bind_learner.cpp all that knows Python. It unpacks arrays into pointers and sizes and releases the GIL.
+// ppo_fast._core: with bind_actor.cpp and bind_learner.cpp all that knows Python. It unpacks arrays into pointers and
+// sizes and releases the GIL.
 //
 // Private: ppo_fast/kernels checks shapes, ranges and overlap, with messages. Here only dtype and layout are enforced,
 // by noconvert(): pybind11 would otherwise convert, and an output of the wrong dtype would be filled in a temporary.

@@ -299,6 +299,18 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, number: signal.Signals, 
         checkpoint.load(path)
 
 
+def started_until(word: str, script: str, run: Path, *, steps: int) -> subprocess.Popen[str]:
+    """Start a training by ``script``, and return when it has said ``word``."""
+    args = command(run, *stack_options("native"), steps=steps)[3:]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=run.parent
+    )
+    assert process.stdout is not None
+    while word not in process.stdout.readline():
+        assert process.poll() is None
+    return process
+
+
 SLOW_START = """
 import sys, time
 from ppo_fast.trainer import Trainer
@@ -309,13 +321,7 @@ sys.exit(main())
 
 
 def test_a_signal_before_there_is_anything_to_save_leaves_at_once(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_START, *command(tmp_path / "run", *stack_options("native"), steps=3000)[3:]],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert process.stdout is not None
-    while "starting" not in process.stdout.readline():
-        assert process.poll() is None
+    process = started_until("starting", SLOW_START, tmp_path / "run", steps=3000)
     sent = time.monotonic()
     process.terminate()
     _, err = process.communicate(timeout=30)
@@ -337,13 +343,7 @@ def test_a_signal_while_environments_are_replayed_leaves_at_once_and_harms_nothi
     run = tmp_path / "run"
     finish(run, *stack_options("native"), steps=3000)
     before = result(run)
-    again = subprocess.Popen(
-        [sys.executable, "-c", SLOW_REPLAY, *command(run, *stack_options("native"), steps=6000)[3:]],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert again.stdout is not None
-    while "replaying" not in again.stdout.readline():
-        assert again.poll() is None
+    again = started_until("replaying", SLOW_REPLAY, run, steps=6000)
     sent = time.monotonic()
     again.terminate()
     _, err = again.communicate(timeout=30)
